@@ -1,0 +1,51 @@
+"""trainwell shows which training techniques help on your data, with error bars, and hands you the model."""
+
+from typing import TYPE_CHECKING
+
+from trainwell._lazy import attributes
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from trainwell import data, errors, lab, models, optim, random, train
+    from trainwell.api import fit, resume
+    from trainwell.data import load
+    from trainwell.errors import InputError
+    from trainwell.optim import schedules
+    from trainwell.run import Run
+    from trainwell.train.recipe import Recipe
+
+__all__ = [
+    "InputError",
+    "Recipe",
+    "Run",
+    "data",
+    "errors",
+    "fit",
+    "lab",
+    "load",
+    "models",
+    "optim",
+    "random",
+    "resume",
+    "schedules",
+    "train",
+]
+
+__getattr__ = attributes(
+    __name__,
+    {
+        **{package: package for package in ("data", "errors", "lab", "models", "optim", "random", "train")},
+        "InputError": "errors",
+        "Recipe": "train.recipe",
+        "Run": "run",
+        "fit": "api",
+        "load": "data.sources",
+        "resume": "api",
+        "schedules": "optim",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

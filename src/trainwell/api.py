@@ -1,0 +1,239 @@
+"""`fit` and `resume`: from a source of data to a run on disk."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainwell.data.batches import Batches
+from trainwell.data.dataset import Data
+from trainwell.data.sources import load
+from trainwell.errors import InputError
+from trainwell.run import Run
+from trainwell.train import hardware, losses
+from trainwell.train.display import Display, duration
+from trainwell.train.dry_run import DryRun, dry_run
+from trainwell.train.folder import at_work_in, describe, refuse_used, remove_run
+from trainwell.train.history import Row
+from trainwell.train.loop import Metric, Trainer
+from trainwell.train.prepare import Custom, prepared
+from trainwell.train.recipe import Recipe
+from trainwell.train.result import write_result
+
+OnEpochEnd = Callable[[Trainer, Row], object]
+
+
+def fit(
+    source: Any,
+    *,
+    out: Path | str | None = None,
+    recipe: Recipe | None = None,
+    model: nn.Module | None = None,
+    loss: losses.Loss | None = None,
+    metrics: dict[str, Metric] | None = None,
+    on_epoch_end: OnEpochEnd | None = None,
+    val: float = 0.15,
+    test: float = 0.15,
+    split_seed: int = 0,
+    short_side: int | None = None,
+    strict: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
+    save_seconds: float = 60.0,
+    quiet: bool = False,
+    **fields: Any,
+) -> Run:
+    """Trains a model on a folder of images, on arrays, or on the embedded digits, and keeps everything on disk.
+
+    Args:
+        source: whatever `trainwell.load` takes: a folder of class folders, an `.npz` file, arrays, "digits", `Data`.
+        out: the run directory; by default a new one below `runs/`.
+        recipe: how to train; by default `Recipe()`.
+        model: a module to train in place of the one the recipe names; its weights are where training starts.
+        loss: a function of outputs and targets in place of the task's own (cross-entropy, or mean squared error).
+        metrics: further figures: name to function of all outputs and targets.
+        on_epoch_end: called with the trainer and the epoch's row; may call `trainer.stop("why")`.
+        val: size of the validation part where the source has none: a fraction or a count.
+        test: size of the test part, likewise.
+        split_seed: chooses the split; apart from the recipe's seed, so that runs can be compared.
+        short_side: stored images are shrunk until their short side has so many pixels (folders; by default 256).
+        strict: refuse a folder with files that cannot be read, instead of leaving them out.
+        resume: go on with the run in `out` if there is one.
+        overwrite: remove the run in `out` if there is one.
+        save_seconds: how often the state is saved; it changes nothing in the result.
+        quiet: show nothing.
+        **fields: fields of the recipe, in place of the recipe's own: `epochs=5`.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+        DivergedError: loss or gradient were not finite.
+
+    Example:
+        >>> import tempfile
+        >>> run = fit("digits", out=tempfile.mkdtemp() + "/run", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
+        ...           epochs=20, quiet=True)
+        >>> run.result["test_accuracy"] > 0.85
+        True
+    """
+    given = dataclasses.replace(recipe or Recipe(), **_known(fields))
+    custom = Custom(model, loss, metrics or {})
+    folder = Path(out) if out is not None else _unused_folder(source)
+    if overwrite:
+        remove_run(folder)
+    elif resume and (folder / "run.json").exists():
+        _refuse_other(folder, given)
+        return _resume(folder, source, custom, on_epoch_end, save_seconds, quiet)
+    refuse_used(folder)
+    options: dict[str, Any] = {
+        "val": val,
+        "test": test,
+        "split_seed": split_seed,
+        "short_side": short_side,
+        "strict": strict,
+    }
+    with at_work_in(folder), Display(quiet) as display:
+        data = load(source, **options, quiet=quiet)
+        with prepared(data, given, custom, folder, display) as trainer:
+            describe(folder, data, given, custom, trainer)
+            return _train(folder, data, trainer, on_epoch_end, save_seconds, display)
+
+
+def resume(
+    path: Path | str,
+    *,
+    data: Any = None,
+    model: nn.Module | None = None,
+    loss: losses.Loss | None = None,
+    metrics: dict[str, Metric] | None = None,
+    on_epoch_end: OnEpochEnd | None = None,
+    save_seconds: float = 60.0,
+    quiet: bool = False,
+) -> Run:
+    """Goes on with a run that was interrupted, to the same bits as if it never had been.
+
+    Args:
+        path: the run directory.
+        data: the data again, where the run was given arrays; folders, files and digits are found by themselves.
+        model: the module again, where the run was given one (its weights do not matter).
+        loss: the loss again, where the run was given one.
+        metrics: the metrics again, likewise.
+        on_epoch_end: as in `fit`.
+        save_seconds: as in `fit`.
+        quiet: show nothing.
+
+    Returns:
+        The run, finished. A run that already was is returned as it is.
+
+    Raises:
+        InputError: the data are no longer the same, or something is missing that the run was given.
+    """
+    return _resume(Path(path), data, Custom(model, loss, metrics or {}), on_epoch_end, save_seconds, quiet)
+
+
+def check(source: Any, *, recipe: Recipe | None = None, quiet: bool = False, **options: Any) -> DryRun:
+    """Builds everything that `fit` would, learns one batch by heart, and leaves nothing on disk.
+
+    Args:
+        source: as in `fit`.
+        recipe: as in `fit`.
+        quiet: show nothing.
+        **options: those of `trainwell.load`.
+    """
+    with Display(quiet) as display:
+        data = load(source, quiet=quiet, **options)
+        with prepared(data, recipe or Recipe(), Custom(), None, display) as trainer:
+            return dry_run(trainer, len(data.classes))
+
+
+def _train(
+    folder: Path, data: Data, trainer: Trainer, on_epoch_end: OnEpochEnd | None, save_seconds: float, display: Display
+) -> Run:
+    """Trains to the end and leaves the result and the report."""
+
+    def epoch_ended(trainer: Trainer, row: Row) -> None:
+        if on_epoch_end is not None:
+            on_epoch_end(trainer, row)
+        display.epoch(trainer, row)
+
+    trainer.save_seconds, trainer.on_epoch_end, trainer.on_step = save_seconds, epoch_ended, display.step
+    trainer.run()
+    val = trainer.val
+    test = Batches(
+        data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,
+        channels_last=val.channels_last, device=val.device,
+    )  # fmt: skip
+    result = write_result(folder, trainer, data, test)
+    run = Run(folder, trainer.model if trainer.recipe.model.startswith("custom") else None)
+    report = run.report()
+    display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; report: {report}")
+    display.say(sentence(result, len(data.test)))
+    return run
+
+
+def sentence(result: dict[str, Any], size: int) -> str:
+    """Returns the result in a sentence."""
+    low, high = result["test_interval"]
+    if "test_accuracy" not in result:
+        figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
+        return f"test loss {figure} on {size:,} samples never seen"
+    return (
+        f"{result['test_accuracy']:.1%} right on {size:,} samples never seen (95 % interval {low:.1%} to {high:.1%}); "
+        f"validation {result['val_accuracy']:.1%}, at epoch {result['kept_epoch']}"
+    )
+
+
+def _unused_folder(source: Any) -> Path:
+    name = Path(source).stem if isinstance(source, str | Path) else "run"
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name or 'run'}-{n}").exists())
+
+
+def _known(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields, all of which a recipe has; checks their names."""
+    Recipe.from_dict(fields)
+    return fields
+
+
+def _refuse_other(folder: Path, given: Recipe) -> None:
+    """Refuses to resume a run by another recipe than its own; no recipe at all stands for its own."""
+    then, now = Run(folder).info["given"]["recipe"], given.changes()
+    for name in sorted({*then, *now}):
+        if now and then.get(name) != now.get(name):
+            default = getattr(Recipe(), name)
+            raise InputError(
+                f"{folder} was started with {name}={then.get(name, default)!r}, not {now.get(name, default)!r}; "
+                "resume it as it is, or choose another --out"
+            )
+
+
+def _resume(
+    folder: Path, data: Any, custom: Custom, on_epoch_end: OnEpochEnd | None, save_seconds: float, quiet: bool
+) -> Run:
+    run = Run(folder, custom.model)
+    needs = run.info["given"]
+    for name in ("model", "loss"):
+        if needs[name] and getattr(custom, name) is None:
+            raise InputError(f"{folder} was given a {name} of yours; resume(path, {name}=…) needs it again")
+    missing = set(needs["metrics"]) - set(custom.metrics)
+    if missing:
+        raise InputError(f"{folder} was given metrics of yours; resume(path, metrics=…) lacks {', '.join(missing)}")
+    if data is None and run.info["source"] == "arrays":
+        raise InputError(f"{folder} was trained on arrays, which are not kept; give them again: resume(path, data=…)")
+    with at_work_in(folder), Display(quiet) as display:
+        if run.result:
+            display.say(f"{folder} is done already")
+            return run
+        data = load(run.info["source"] if data is None else data, **run.info["data_options"], quiet=quiet)
+        if data.fingerprint != run.info["fingerprint"]:
+            raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
+        with prepared(data, run.recipe, custom, folder, display) as trainer:
+            for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):
+                display.say(f"the same bits are not to be expected: {difference}")
+            trainer.resume()
+            display.say(f"going on after step {trainer.step} of {trainer.total_steps}")
+            return _train(folder, data, trainer, on_epoch_end, save_seconds, display)

@@ -1,0 +1,27 @@
+"""From a folder, arrays or the embedded digits to batches."""
+
+from typing import TYPE_CHECKING
+
+from trainwell._lazy import attributes
+
+if TYPE_CHECKING:
+    from trainwell.data.batches import Batches, statistics
+    from trainwell.data.dataset import Data, Part, Skipped
+    from trainwell.data.images import Images
+    from trainwell.data.sources import load
+
+__all__ = ["Batches", "Data", "Images", "Part", "Skipped", "load", "statistics"]
+
+# Lazy also because the processes that decode images import this package and must not pay for torch.
+__getattr__ = attributes(
+    __name__,
+    {
+        "Batches": "batches",
+        "statistics": "batches",
+        "Data": "dataset",
+        "Part": "dataset",
+        "Skipped": "dataset",
+        "Images": "images",
+        "load": "sources",
+    },
+)

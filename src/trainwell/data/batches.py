@@ -1,0 +1,148 @@
+"""Batches as a function of where they stand: seed, epoch, number."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainwell import random
+from trainwell.data.dataset import Part
+from trainwell.data.images import Images
+from trainwell.data.warp import Maps, centre_crop, warp
+
+Views = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.int32], tuple[int, int]], Maps]
+
+
+def statistics(part: Part, most: int = 2_000) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns mean and standard deviation, by which a part's inputs are normalised.
+
+    Images: of each channel on the scale [0, 1], over at most `most` images spread evenly over the part. Features:
+    of each column (of each channel, axis 1, where samples have more axes than one), over the whole part.
+    A deviation of zero is returned as 1, so that dividing by it is safe.
+
+    Args:
+        part: the training part; the other parts must be normalised by the same figures.
+        most: how many images to look at.
+
+    Returns:
+        Two arrays of shape `(channels,)` or `(columns,)`.
+    """
+    if isinstance(part.inputs, Images):
+        rows = part.indices[np.linspace(0, len(part) - 1, min(len(part), most)).astype(np.int64)]
+        histogram = np.zeros((part.inputs.channels, 256), np.int64)
+        for row in rows:
+            image = part.inputs[int(row)]
+            for channel in range(len(histogram)):
+                band = image[..., min(channel, image.shape[2] - 1)]
+                histogram[channel] += np.bincount(band.reshape(-1), minlength=256)
+        share = histogram / histogram.sum(axis=1, keepdims=True)
+        level = np.arange(256) / 255
+        mean = share @ level
+        deviation = np.sqrt((share * (level - mean[:, None]) ** 2).sum(axis=1))
+    else:
+        values = part.inputs[part.indices].astype(np.float64)
+        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+        mean, deviation = values.mean(axis=axes), values.std(axis=axes)
+    return mean, np.where(deviation > 0, deviation, 1.0)
+
+
+class Batches:
+    """The batches of a part, any of which can be had at any time: `batch(epoch, number)`.
+
+    The order of the samples is a function of the seed and the epoch, and what is done to a sample a function of the
+    seed, the epoch and the sample. So neither the size of the batches nor threads nor a restart changes a sample.
+
+    Args:
+        part: the samples.
+        batch_size: how many a batch.
+        size: height and width of the images in the batch; by default the images' own, which must then agree.
+        mean: what is subtracted (see `statistics`, which also is the default).
+        std: what it is then divided by.
+        shuffle: in a new order each epoch, else in the order of the part.
+        drop_last: leave out what does not fill a batch (unless it is all there is).
+        seed: of order and views.
+        views: what part of each image is seen: a function of one random key an image, the images' shapes and `size`,
+            that returns affine maps (see `trainwell.data.warp`). By default the centre.
+        channels_last: lay image batches out in memory as NHWC.
+        device: where the batches are put.
+
+    Example:
+        >>> part = Part(np.zeros((10, 4), np.float32), np.zeros(10, np.int64), np.arange(10))
+        >>> batches = Batches(part, batch_size=4, shuffle=True, seed=1)
+        >>> [len(x) for x, y in batches.epoch(0)]
+        [4, 4, 2]
+    """
+
+    def __init__(
+        self,
+        part: Part,
+        batch_size: int,
+        *,
+        size: tuple[int, int] | None = None,
+        mean: npt.ArrayLike | None = None,
+        std: npt.ArrayLike | None = None,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        views: Views | None = None,
+        channels_last: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.part, self.shuffle, self.seed = part, shuffle, seed
+        self.batch_size = min(batch_size, len(part))
+        self.drop_last, self.views = drop_last, views or (lambda _, shapes, size: centre_crop(shapes, size))
+        self.channels_last, self.device = channels_last, torch.device(device)
+        if mean is None or std is None:
+            mean, std = statistics(part)
+        self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        self.size = None
+        if isinstance(part.inputs, Images):
+            self.size = size or part.inputs.size
+            if self.size is None:
+                raise ValueError("the images differ in size; say size=(height, width) of the batch")
+        self._order = functools.lru_cache(maxsize=2)(self._order_of)
+
+    def __len__(self) -> int:
+        """The number of batches in an epoch."""
+        full, rest = divmod(len(self.part), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def rows(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
+        """Returns which samples a batch holds, as rows of the part's inputs."""
+        return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+
+    def batch(self, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns inputs (float32) and targets of batch `number` of an epoch; both count from 0."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"an epoch has {len(self)} batches; there is no number {number}")
+        rows = self.rows(epoch, number)
+        inputs = self._inputs(rows, random.keys(random.key(self.seed, "views", epoch), rows))
+        targets = torch.from_numpy(np.ascontiguousarray(self.part.targets[rows]))
+        return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields the batches of an epoch, from number `start` on."""
+        for number in range(start, len(self)):
+            yield self.batch(epoch, number)
+
+    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
+        if not self.shuffle:
+            return self.part.indices
+        return self.part.indices[random.permutation(len(self.part), self.seed, "order", epoch)]
+
+    def _inputs(self, rows: npt.NDArray[np.int64], row_keys: npt.NDArray[np.uint64]) -> torch.Tensor:
+        if isinstance(self.part.inputs, Images):
+            images, size = self.part.inputs, self.size
+            assert size is not None
+            scale = np.broadcast_to((1 / (255 * self.std)).astype(np.float32), (len(rows), len(self.std)))
+            shift = np.broadcast_to((-self.mean / self.std).astype(np.float32), (len(rows), len(self.std)))
+            maps = self.views(row_keys, images.shapes[rows], size)
+            return warp(images, rows, maps, scale, shift, size, channels_last=self.channels_last)
+        values: npt.NDArray[Any] = self.part.inputs[rows]
+        spread = (1, -1) + (1,) * (values.ndim - 2)
+        return torch.from_numpy(
+            ((values - self.mean.reshape(spread)) / self.std.reshape(spread)).astype(np.float32, copy=False)
+        )

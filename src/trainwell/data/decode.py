@@ -1,0 +1,210 @@
+"""One image file to a uint8 array, or to the reason why not.
+
+The processes that decode a folder import this module: it needs NumPy and Pillow, nothing else.
+"""
+
+import importlib.util
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (  # The plugins register themselves; naming them keeps Pillow from importing all of its others.
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from trainwell.errors import InputError
+
+_PLUGINS = (
+    JpegImagePlugin,
+    PngImagePlugin,
+    GifImagePlugin,
+    BmpImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+    PpmImagePlugin,
+)
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
+"""What is tried, in this order. Pillow knows more formats, some of which run other programs."""
+
+NOT_OPENED = "cannot be opened"
+"""How the reason begins when the system, not the content, is to blame: a second try may go well."""
+
+_LARGEST = 178_956_970  # pixels; where Pillow, too, refuses a file as a decompression bomb
+_GAP = 2.0  # how much larger than wanted a cheap reduction may leave an image before the exact one
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_METADATA = {"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"}  # where Pillow looks for an orientation
+
+
+def decode(path: Path | str, short_side: int | None = None) -> npt.NDArray[np.uint8]:
+    """Reads an image as it is meant to be seen.
+
+    It is turned upright as its EXIF data say, transparent parts show white, of an animation the first frame is taken.
+    Grey images keep one channel; palettes, CMYK and the rest become RGB. 16 bits keep the upper 8. Integers of
+    32 bits are read as 16-bit values; floats as 0 to 1, or as 0 to 255 if one is above 1.
+
+    Args:
+        path: the file, in JPEG, PNG, GIF, BMP, TIFF, WebP or PPM; HEIC too if pillow-heif is installed.
+        short_side: larger images are shrunk (antialiased, aspect kept) so that their short side has this many pixels.
+
+    Returns:
+        An array of shape `(height, width, channels)` with 1 or 3 channels.
+
+    Raises:
+        InputError: the file cannot be read, or not wholly.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = _decode(str(path), short_side)
+    if isinstance(outcome, str):
+        raise InputError(f"{path}: {outcome}")
+    shape, pixels = outcome
+    return np.frombuffer(pixels, np.uint8).reshape(shape)
+
+
+def decode_many(paths: Sequence[str], short_side: int | None) -> list[tuple[tuple[int, int, int], bytes] | str]:
+    """Reads several files as `decode` does; returns the shape and the bytes of each, or the reason why not.
+
+    Bytes, because they cross to another process for less than arrays do. Pillow's warnings are for the caller to hide:
+    threads share one filter of them.
+    """
+    return [_decode(path, short_side) for path in paths]
+
+
+def stored_bytes(path: str, short_side: int | None) -> int:
+    """Returns how many bytes the decoded image will have, from the file's header alone; 0 if that cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with _opened(path) as image:
+                width, height = _capped(image.size, short_side)
+                return width * height * (1 if image.mode in ("1", "L") or image.mode.startswith("I;16") else 3)
+    except Exception:  # the same files give their reason when they are decoded
+        return 0
+
+
+def heif_available() -> bool:
+    """Says whether HEIC images can be read, that is, whether pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _decode(path: str, short_side: int | None) -> tuple[tuple[int, int, int], bytes] | str:
+    try:
+        with _opened(path) as image:
+            if image.width * image.height > _LARGEST:  # formats that register later skip Pillow's own check
+                raise Image.DecompressionBombError
+            return _upright_bytes(image, short_side)
+    except Exception as error:  # a hostile file makes Pillow raise nearly anything; none may end the whole scan
+        return _reason(path, error)
+
+
+def _opened(path: str) -> Image.Image:
+    try:
+        return Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not (_is_heif(path) and heif_available()):
+            raise
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return Image.open(path, formats=("HEIF",))
+
+
+def _is_heif(path: str) -> bool:
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+
+
+def _capped(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
+    """Returns width and height after shrinking; never enlarges."""
+    short = min(size)
+    if short_side is None or short <= short_side:
+        return size
+    width, height = (max(1, round(side * short_side / short)) for side in size)
+    return width, height
+
+
+def _upright_bytes(image: Image.Image, short_side: int | None) -> tuple[tuple[int, int, int], bytes]:
+    capped = _capped(image.size, short_side)
+    if capped != image.size and image.format in ("JPEG", "MPO"):
+        # libjpeg can decode at an eighth to a half of the size, for less time and memory.
+        image.draft(None, (int(capped[0] * _GAP), int(capped[1] * _GAP)))
+    image.load()  # the whole file: from here on nothing can be missing
+    # Asked after loading, because a PNG may hold it behind the pixels, and a TIFF file turns itself.
+    orientation = image.getexif().get(_ORIENTATION, 1) if _METADATA & image.info.keys() else 1
+    plain = _grey_or_rgb(image)
+    capped = _capped(plain.size, short_side)  # anew: a TIFF file may have swapped its sides, a draft keeps the shape
+    if capped != plain.size:
+        plain = plain.resize(capped, Image.Resampling.BICUBIC, reducing_gap=_GAP)
+    if orientation in _UPRIGHT:
+        plain = plain.transpose(_UPRIGHT[orientation])
+    return (plain.height, plain.width, len(plain.mode) if plain.mode == "RGB" else 1), plain.tobytes()
+
+
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
+    """Converts from any of Pillow's modes to "L" or "RGB"."""
+    mode = image.mode
+    if image.has_transparency_data:
+        grey = mode in ("1", "L", "LA", "La")
+        if mode == "1":
+            image = image.convert("L")
+        image = image.convert("LA" if grey else "RGBA")
+        white = Image.new("L" if grey else "RGB", image.size, "white")
+        white.paste(image.convert(white.mode), mask=image.getchannel("A"))
+        return white
+    if mode in ("L", "RGB"):
+        return image
+    if mode == "1":
+        return image.convert("L")
+    if mode == "F" or mode.startswith("I"):
+        return Image.fromarray(_eight_bits(np.asarray(image)))
+    return image.convert("RGB")
+
+
+def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+    numbers = np.asarray(values)
+    low, high = float(numbers.min()), float(numbers.max())
+    if numbers.dtype.kind in "iu":
+        if low < 0 or high > 65535:
+            raise ValueError(f"its integer pixels reach from {low:.0f} to {high:.0f}, outside 0 to 65535")
+        return (numbers.astype(np.int32) >> 8).astype(np.uint8)
+    if not (low >= 0 and high <= 255):  # false for NaN
+        raise ValueError(f"its float pixels reach from {low:g} to {high:g}, outside 0 to 255")
+    return np.rint(numbers * np.float32(255 if high <= 1 else 1)).astype(np.uint8)
+
+
+def _reason(path: str, error: Exception) -> str:
+    """Says in a few words, without the path, why a file could not be read."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"too large: more than {_LARGEST // 10**6} million pixels"
+    if isinstance(error, MemoryError):
+        return f"{NOT_OPENED}: not enough memory"
+    if isinstance(error, UnidentifiedImageError):
+        if Path(path).stat().st_size == 0:
+            return "an empty file"
+        if _is_heif(path):
+            return "HEIC is read only with pillow-heif: pip install 'trainwell[heic]'"
+        return f"not an image, or damaged at its beginning (read are {', '.join(FORMATS)})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{NOT_OPENED}: {error.strerror}"
+    message = str(error).partition("\n")[0] or type(error).__name__
+    return "truncated: the file ends too early" if "truncated" in message.lower() else f"damaged: {message}"

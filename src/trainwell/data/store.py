@@ -1,0 +1,228 @@
+"""Images decoded once: a memory-mapped file in the user's cache."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from trainwell import progress
+from trainwell.data.dataset import Skipped
+from trainwell.data.folder import File
+from trainwell.data.images import Images
+from trainwell.errors import InputError
+from trainwell.files import new_directory, remove_partials
+
+_FORMAT = 1  # to be raised whenever the same files would be stored differently
+_FEW = 256  # up to so many files, starting processes costs more than they save
+_CHUNK_FILES, _CHUNK_BYTES = 256, 4_000_000  # what one task decodes: tens of milliseconds
+_SAMPLED = 256  # headers that are read to foresee the size of the whole
+
+_Decoded = tuple[tuple[int, int, int], bytes] | str
+
+
+def cache_folder() -> Path:
+    """Returns where decoded images are kept: `TRAINWELL_CACHE`, or else the user's cache folder."""
+    chosen = os.environ.get("TRAINWELL_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("trainwell"))
+
+
+def open_store(
+    files: list[File], root: Path, short_side: int | None, quiet: bool = False
+) -> tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]]:
+    """Opens the decoded images of a folder, decoding them first if that was not done before.
+
+    What is stored is known by names, sizes and times of the files, so a folder that was moved is found again. Of two
+    processes that want the same images one decodes, the other waits. What a killed process left is cleared away.
+
+    Args:
+        files: the images, as `folder.scan` lists them.
+        root: the folder that their paths start from.
+        short_side: larger images are shrunk to this short side (pixels).
+        quiet: show no progress.
+
+    Returns:
+        The images that can be read, the positions of their files in `files`, and the other files with the reasons.
+
+    Raises:
+        InputError: none can be read, or there is no room for them.
+    """
+    from filelock import FileLock
+
+    home = cache_folder() / "images" / _key(files, short_side)
+    store = home / "store"
+    try:
+        opened = _read(store, root)
+        if opened is None:
+            home.mkdir(parents=True, exist_ok=True)
+            with FileLock(home / "lock"):
+                opened = _read(store, root)  # another process may have been quicker
+                if opened is None:
+                    shutil.rmtree(store, ignore_errors=True)
+                    _clear_abandoned(home)
+                    _check_room(files, root, short_side, home)
+                    _build(store, files, root, short_side, quiet)
+                    opened = _read(store, root)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise InputError(f"no space left for the decoded images in {home.parent}: {_ELSEWHERE}") from error
+        raise InputError(f"the decoded images cannot be kept in {home.parent} ({error}): {_ELSEWHERE}") from error
+    if opened is None:
+        raise InputError(f"the decoded images in {home.parent} were removed while they were being opened: start again")
+    if len(opened[0]) == 0:
+        first = opened[2][0]
+        raise InputError(f"none of the {len(files)} images in {root} can be read; {first.path}: {first.reason}")
+    return opened
+
+
+_ELSEWHERE = "make room, or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
+
+
+def _key(files: list[File], short_side: int | None) -> str:
+    from trainwell.data.decode import heif_available
+
+    digest = hashlib.blake2b(repr((_FORMAT, short_side, heif_available())).encode(), digest_size=16)
+    for file in files:
+        digest.update(os.fsencode(f"{file.path}\0{file.size}\0{file.mtime_ns}\0"))
+    return digest.hexdigest()
+
+
+def _read(store: Path, root: Path) -> tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]] | None:
+    """Opens a finished store; `None` if there is none, or none worth keeping."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from trainwell.data.decode import NOT_OPENED
+
+    try:
+        index = load_file(store / "index.safetensors")
+        skipped = tuple(Skipped(**one) for one in json.loads((store / "skipped.json").read_text("utf-8")))
+        stored = (store / "pixels.bin").stat().st_size
+    except (FileNotFoundError, NotADirectoryError, SafetensorError, ValueError, TypeError):
+        return None
+    shapes = index["shapes"]
+    if stored != int(shapes.astype(np.int64).prod(axis=1).sum()):
+        return None
+    if any(one.reason.startswith(NOT_OPENED) and os.access(root / one.path, os.R_OK) for one in skipped):
+        return None  # a file that the system withheld then can be opened now
+    pixels = np.memmap(store / "pixels.bin", np.uint8, "r") if stored else np.empty(0, np.uint8)
+    return Images(pixels.view(np.ndarray), index["offsets"], shapes), index["rows"], skipped
+
+
+def _clear_abandoned(home: Path) -> None:
+    """Removes what killed processes left half-made, of these images and of others, unless somebody works on it."""
+    from filelock import FileLock, Timeout
+
+    remove_partials(home)
+    for other in home.parent.iterdir():
+        if other != home and any(other.glob(".*.partial")):
+            try:
+                with FileLock(other / "lock", timeout=0):
+                    remove_partials(other)
+            except Timeout:
+                pass
+
+
+def _check_room(files: list[File], root: Path, short_side: int | None, home: Path) -> None:
+    from trainwell.data.decode import stored_bytes
+
+    sampled = files[:: -(-len(files) // _SAMPLED)]
+    found = sum(stored_bytes(str(root / file.path), short_side) for file in sampled)
+    needed = found * len(files) // len(sampled)
+    free = shutil.disk_usage(home).free
+    if needed > free:
+        raise InputError(
+            f"the {len(files)} decoded images need about {needed / 1e9:.1f} GB in {home.parent}, "
+            f"where {free / 1e9:.1f} GB are free: {_ELSEWHERE}"
+        )
+
+
+def _build(store: Path, files: list[File], root: Path, short_side: int | None, quiet: bool) -> None:
+    from safetensors.numpy import save
+
+    shapes: list[tuple[int, int, int]] = []
+    rows: list[int] = []
+    skipped: list[dict[str, str]] = []
+    with new_directory(store) as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata help nobody who has 50,000 files
+        with (folder / "pixels.bin").open("wb") as pixels:
+            decoded = progress.track(_decoded(files, root, short_side), len(files), "decoding images", quiet)
+            for row, outcome in enumerate(decoded):
+                if isinstance(outcome, str):
+                    skipped.append({"path": files[row].path, "reason": outcome})
+                else:
+                    rows.append(row)
+                    shapes.append(outcome[0])
+                    pixels.write(outcome[1])
+        sides = np.array(shapes, np.int32).reshape(-1, 3)
+        sizes = sides.astype(np.int64).prod(axis=1)
+        index = {"shapes": sides, "offsets": np.cumsum(sizes) - sizes, "rows": np.array(rows, np.int64)}
+        (folder / "index.safetensors").write_bytes(save(index))
+        (folder / "skipped.json").write_text(json.dumps(skipped, indent=1), "utf-8")
+
+
+def _decoded(files: list[File], root: Path, short_side: int | None) -> Iterator[_Decoded]:
+    """Decodes on all cores and yields in order, holding no more than a few chunks in memory."""
+    from concurrent.futures.process import BrokenProcessPool
+
+    import joblib
+
+    from trainwell.data.decode import decode_many
+
+    workers = joblib.cpu_count()
+    few = len(files) <= _FEW
+    pool = _threads(workers) if few else _processes(workers)
+    waiting: deque[Future[list[_Decoded]]] = deque()
+    try:
+        for chunk in _chunks(files, 4 if few else _CHUNK_FILES):
+            waiting.append(pool.submit(decode_many, [str(root / file.path) for file in chunk], short_side))
+            if len(waiting) > 2 * workers:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            f"a process that decodes images of {root} was ended by the system, most likely for lack of memory: "
+            "close other programs, or set the environment variable LOKY_MAX_CPU_COUNT to a smaller number"
+        ) from error
+    finally:
+        for task in waiting:
+            task.cancel()
+        pool.shutdown(wait=True)
+
+
+def _threads(workers: int) -> Executor:
+    return ThreadPoolExecutor(workers)
+
+
+def _processes(workers: int) -> Any:
+    # joblib.Parallel would take in results as fast as they come, however slow the disk that they are written to.
+    from joblib.externals.loky import ProcessPoolExecutor
+
+    return ProcessPoolExecutor(workers, initializer=warnings.simplefilter, initargs=("ignore",))
+
+
+def _chunks(files: Iterable[File], most: int) -> Iterator[list[File]]:
+    chunk: list[File] = []
+    size = 0
+    for file in files:
+        chunk.append(file)
+        size += file.size
+        if len(chunk) >= most or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk

@@ -1,0 +1,27 @@
+"""The one exception that means "the input is wrong", not "the program is"."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message says what, where, and what to do, in one line.
+
+    The command line prints it without a traceback and leaves with code 2.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Returns `` (did you mean 'x'?)`` for the known name closest to a mistyped one, or nothing.
+
+    >>> nearest("epoch", ["epochs", "lr"])
+    " (did you mean 'epochs'?)"
+    >>> nearest("zebra", ["epochs", "lr"])
+    ''
+    """
+    match = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+class DivergedError(RuntimeError):
+    """Loss or gradient stopped being finite; the message names the step, the rate and what to try."""

@@ -1,0 +1,223 @@
+"""A run on disk: its result, its model, its predictions."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from trainwell import models
+from trainwell.data.batches import Batches
+from trainwell.data.dataset import Part, Skipped
+from trainwell.data.images import Images
+from trainwell.errors import InputError
+from trainwell.train import hardware, history
+from trainwell.train.evaluate import outputs_of
+from trainwell.train.recipe import Recipe
+
+_FILES_AT_ONCE = 512  # decoded and predicted together, so that a large folder does not fill the memory
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model says of some inputs.
+
+    Attributes:
+        names: the file of each input, or its number.
+        outputs: probabilities of shape `(n, classes)`; of other tasks than classification what the model puts out.
+        classes: the names of the classes, empty for other tasks.
+        skipped: files that could not be read, with the reason.
+    """
+
+    names: tuple[str, ...]
+    outputs: npt.NDArray[np.float32]
+    classes: tuple[str, ...]
+    skipped: tuple[Skipped, ...] = ()
+
+    @property
+    def labels(self) -> list[str]:
+        """The most probable class of each input."""
+        return [self.classes[best] for best in self.outputs.argmax(1)]
+
+    @property
+    def confidences(self) -> list[float]:
+        """The probability of each label."""
+        return [float(p) for p in self.outputs.max(1)]
+
+
+class Run:
+    """A run that `fit` has made, or is making.
+
+    What a run directory holds is data: nothing in it is ever executed, whoever it comes from.
+
+    Args:
+        path: the run directory.
+        model: the module of a run whose model is not one of ours, for its weights to be loaded into.
+
+    Raises:
+        InputError: there is no run at `path`.
+    """
+
+    def __init__(self, path: Path | str, model: nn.Module | None = None) -> None:
+        self.path, self._given = Path(path), model
+        try:
+            self.info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            self.recipe = Recipe.load(self.path / "recipe.toml")
+        except FileNotFoundError:
+            raise InputError(f"{self.path} holds no run; give the folder that --out named") from None
+        except ValueError as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.path / 'run.json'} is damaged ({error})") from None
+
+    def __repr__(self) -> str:
+        figures = {name: self.result[name] for name in ("test_accuracy", "test_loss") if name in self.result}
+        return f"Run({str(self.path)!r}{''.join(f', {name}={value:.4f}' for name, value in figures.items())})"
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What `result.json` holds; empty while the run goes on."""
+        path = self.path / "result.json"
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return content
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """One row an epoch."""
+        path = self.path / "history.jsonl"
+        return history.read(path) if path.exists() else []
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return tuple(self.info["classes"])
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model with the kept weights, on the CPU, in evaluation.
+
+        Raises:
+            InputError: the run is not finished, its model is code that must be given, or the weights do not fit.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path, about = self.path / "model.safetensors", self.info["model"]
+        if not path.exists():
+            raise InputError(f"{self.path} has no model yet; go on with `trainwell fit --resume --out {self.path}`")
+        if self._given is None and about["name"].startswith("custom"):
+            raise InputError(f"{self.path} was trained with a model of yours; give it: Run(path, model=…)")
+        module = models.create(
+            self._given if self._given is not None else about["name"],
+            num_classes=about["num_classes"], in_chans=about["in_chans"], img_size=about["img_size"],
+            in_features=about["in_features"], drop_rate=self.recipe.drop_rate, allow_code=False,
+        )  # fmt: skip
+        try:
+            module.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} does not fit the model {about['name']} ({reason})") from None
+        return module.eval()
+
+    def predict(self, inputs: Any, batch_size: int = 64) -> Predictions:
+        """Returns the model's predictions.
+
+        Args:
+            inputs: an image file, a folder, or several of them; or an array or tensor: uint8 images of shape
+                `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)`, or features of shape `(n, …)`.
+            batch_size: how many pass through the model at once.
+
+        Raises:
+            InputError: there is nothing that can be read, or it is of another kind than the model was trained on.
+        """
+        if isinstance(inputs, str | Path):
+            inputs = [inputs]
+        if isinstance(inputs, Sequence) and inputs and all(isinstance(item, str | Path) for item in inputs):
+            return self._predict_files([Path(item) for item in inputs], batch_size)
+        array = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
+        names = tuple(str(number) for number in range(len(array)))
+        return Predictions(names, self._outputs(self._as_samples(array), batch_size), self.classes)
+
+    def report(self) -> Path:
+        """Writes `report.html` into the run directory and returns its path."""
+        from trainwell.lab.report import write_report
+
+        return write_report(self.path)
+
+    def _as_samples(self, array: npt.NDArray[Any]) -> Images | npt.NDArray[np.float32]:
+        if self.info["model"]["in_chans"] is not None:
+            return Images.from_array(array)
+        shape = tuple(self.info["model"]["sample_shape"])
+        if array.shape[1:] != shape:
+            raise InputError(f"the model takes samples of shape {shape}, not {array.shape[1:]}")
+        if not np.isfinite(array).all():
+            raise InputError("the samples hold values that are not finite (NaN or infinite)")
+        return array.astype(np.float32)
+
+    def _predict_files(self, paths: Sequence[Path], batch_size: int) -> Predictions:
+        from trainwell.data.decode import decode
+
+        if self.info["model"]["in_chans"] is None:
+            raise InputError("the model was trained on feature vectors, not on image files; give an array")
+        names: list[str] = []
+        skipped: list[Skipped] = []
+        outputs: list[npt.NDArray[np.float32]] = []
+        files = list(_image_files(paths))
+        for start in range(0, len(files), _FILES_AT_ONCE):
+            decoded = []
+            for file in files[start : start + _FILES_AT_ONCE]:
+                try:
+                    image = decode(file, self.info["data_options"].get("short_side"))
+                except InputError as error:
+                    skipped.append(Skipped(str(file), str(error).removeprefix(f"{file}: ")))
+                    continue
+                decoded.append(_in_grey(image) if self.info["model"]["in_chans"] == 1 else image)
+                names.append(str(file))
+            if decoded:
+                outputs.append(self._outputs(Images.from_list(decoded), batch_size))
+        if not outputs:
+            reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
+            raise InputError(f"no image could be read{' (' + reasons + ')' if reasons else ''}")
+        return Predictions(tuple(names), np.concatenate(outputs), self.classes, tuple(skipped))
+
+    def _outputs(self, samples: Images | npt.NDArray[np.float32], batch_size: int) -> npt.NDArray[np.float32]:
+        about = self.info["model"]
+        images = isinstance(samples, Images)
+        try:
+            device = hardware.choose(self.recipe, images)
+        except InputError:  # it was trained on a device that is not here
+            device = hardware.choose(dataclasses.replace(self.recipe, device="auto"), images)
+        size = tuple(about["size"]) if images else None
+        batches = Batches(
+            Part(samples, np.zeros(len(samples), np.int64), np.arange(len(samples))), batch_size, size=size,
+            mean=self.info["mean"], std=self.info["std"], channels_last=device.channels_last, device=device.device,
+        )  # fmt: skip
+        outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
+        if self.classes:
+            outputs = outputs.softmax(1)
+        return outputs.numpy()
+
+
+def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Returns what a model that was trained on grey images can take."""
+    from PIL import Image
+
+    return image if image.shape[2] == 1 else np.array(Image.fromarray(image).convert("L"))[..., None]
+
+
+def _image_files(paths: Iterable[Path]) -> Iterable[Path]:
+    """Yields the files themselves, and of folders every file that is not hidden, in order."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+        elif path.exists():
+            yield path
+        else:
+            raise InputError(f"there is no file {path}")

@@ -1,0 +1,31 @@
+"""A model's outputs over a whole part, in evaluation."""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from trainwell.data.batches import Batches
+
+
+@torch.no_grad()
+def outputs_of(
+    model: nn.Module, batches: Batches, autocast: contextlib.AbstractContextManager[None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the outputs (float32) and the targets of every sample, in the part's order, on the CPU.
+
+    The model is put in evaluation and left in the mode it was in.
+    """
+    training = model.training
+    model.eval()
+    outputs, targets = [], []
+    try:
+        for number in range(len(batches)):
+            x, y = batches.batch(0, number)
+            with autocast or contextlib.nullcontext():
+                out = model(x)
+            outputs.append(out.float().cpu())
+            targets.append(y.cpu())
+    finally:
+        model.train(training)
+    return torch.cat(outputs), torch.cat(targets)

@@ -1,0 +1,32 @@
+"""The loss of each task: what is minimised, and what is reported."""
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""A function of outputs and targets that returns the mean loss of a batch."""
+
+
+def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns the mean squared error; one output a sample meets targets of shape `(n,)`."""
+    return F.mse_loss(outputs.reshape(targets.shape), targets)
+
+
+def for_task(task: str, label_smoothing: float = 0.0) -> tuple[Loss, Loss]:
+    """Returns what is minimised and what is reported; they differ only by the label smoothing.
+
+    Smoothed targets put a floor under the loss. The history is about the plain one, so that runs with and without
+    smoothing, and training and validation, can be compared.
+
+    Args:
+        task: "classification" (logits, int64 classes), "multilabel" (logits, 0 or 1) or "regression".
+        label_smoothing: the share of each target that is spread evenly over all classes (classification only).
+    """
+    if task == "classification":
+        smoothed = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
+        return (smoothed, F.cross_entropy) if label_smoothing else (F.cross_entropy, F.cross_entropy)
+    loss = F.binary_cross_entropy_with_logits if task == "multilabel" else squared_error
+    return loss, loss

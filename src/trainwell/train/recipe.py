@@ -1,0 +1,213 @@
+"""The recipe: everything that decides what a run computes, in one frozen object."""
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from trainwell.errors import InputError, nearest
+
+# How long to train where nothing else says so: at least so many steps, within so many epochs.
+_PRESETS = {"quick": (300, 5, 40), "good": (1_500, 15, 150), "best": (6_000, 60, 400)}
+_RATES = {"adamw": 2e-3, "adam": 2e-3, "sgd": 0.1, "rmsprop": 1e-3, "adagrad": 1e-2}
+_DECAYS = {"adamw": 0.05, "sgd": 5e-4}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Fields that are None or "auto" are chosen when the data are known, and written beside the run."""
+
+    preset: Literal["quick", "good", "best"] = "good"
+    """how long to train, where epochs, steps and minutes are not given"""
+
+    model: str = "auto"
+    """mlp, resnet8, resnet20 …, resnet18, resnet34, resnet50, or package.module:function"""
+
+    img_size: int | None = None
+    """side of the square images that the model sees; by default their own up to 64, else 224"""
+
+    drop_rate: float = 0.0
+    """dropout before the last layer: the fraction dropped"""
+
+    epochs: int | None = None
+    """how often to go through the training images"""
+
+    steps: int | None = None
+    """how many steps of the optimizer to take, in place of epochs"""
+
+    minutes: float | None = None
+    """how long to train by the clock, in place of epochs; the speed is measured first and the steps then fixed"""
+
+    batch_size: int = 128
+    """images that pass through the model at once"""
+
+    grad_accum_steps: int = 1
+    """batches whose gradients are averaged into one step"""
+
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad"] = "adamw"
+    """how a step is taken"""
+
+    lr: float | None = None
+    """the highest learning rate; by default the optimizer's (adamw 0.002, sgd 0.1, …)"""
+
+    momentum: float = 0.9
+    """of sgd and rmsprop; sgd takes Nesterov's"""
+
+    weight_decay: float | None = None
+    """never on biases and norm scales; by default 0.05 for adamw, 0.0005 for sgd, else 0"""
+
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """how the learning rate falls"""
+
+    warmup: float = 0.05
+    """the fraction of all steps in which the rate rises to its highest"""
+
+    label_smoothing: float = 0.0
+    """the share of each target that is spread over all classes"""
+
+    clip_grad: float | None = None
+    """the longest gradient (2-norm over all parameters) that is not shortened"""
+
+    monitor: str = "auto"
+    """which figure of the history decides what is best: val_accuracy, val_loss, or val_NAME of a metric"""
+
+    patience: int | None = None
+    """stop after so long without a gain; by default never before the end"""
+
+    patience_unit: Literal["epochs", "steps"] = "epochs"
+    """what patience counts"""
+
+    min_delta: float = 0.0
+    """what a gain must exceed"""
+
+    restore_best: bool = True
+    """hand over the weights of the best epoch, not of the last"""
+
+    on_nonfinite: Literal["stop", "halve"] = "stop"
+    """when loss or gradient are not finite: stop, or go back to the last epoch's end with half the rate"""
+
+    seed: int = 0
+    """of the weights, the order of samples, and all noise; the split has a seed of its own"""
+
+    device: str = "auto"
+    """cuda, mps, cpu, or one of them by number, as cuda:1"""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """of the arithmetic in convolutions and matrix products; auto is bf16 where the hardware has it"""
+
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """how images lie in memory"""
+
+    threads: int | None = None
+    """of the CPU; by default as many as torch finds"""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(field, getattr(self, field.name))
+        at_least: dict[str, float] = {
+            "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
+            "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "min_delta": 0, "warmup": 0,
+        }  # fmt: skip
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise InputError(f"{name} must be at least {least}; it is {value}")
+        for name in ("lr", "minutes", "clip_grad"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be above 0; it is {value}")
+        for name in ("momentum", "label_smoothing", "drop_rate", "warmup"):
+            if not getattr(self, name) < 1:
+                raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
+        lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise InputError(f"{' and '.join(lengths)} each say how long to train; give one of them")
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
+        """Makes a recipe from names and values.
+
+        Raises:
+            InputError: a name is none of a recipe's fields (the nearest is suggested), or a value is out of range.
+        """
+        known = [field.name for field in dataclasses.fields(cls)]
+        for name in fields:
+            if name not in known:
+                raise InputError(f"a recipe has no field {name!r}{nearest(name, known)}")
+        return cls(**fields)
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Recipe":
+        """Reads a recipe from a TOML file of the names and values that differ from the defaults."""
+        path = Path(path)
+        try:
+            return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise InputError(f"{path}: no recipe can be read from it ({error})") from None
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def to_toml(self) -> str:
+        """Returns the recipe as TOML; fields that are None are left out, because TOML has no word for them."""
+        import tomli_w
+
+        return tomli_w.dumps({name: value for name, value in dataclasses.asdict(self).items() if value is not None})
+
+    def changes(self) -> dict[str, Any]:
+        """Returns the fields that differ from the defaults."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+
+    def resolve(self, *, task: str, sizes: dict[str, int], side: tuple[int, int] | None, images: bool) -> "Recipe":
+        """Returns the recipe with every choice made that the data decide; the device's are made apart.
+
+        Args:
+            task: "classification", "multilabel" or "regression".
+            sizes: how many samples "train", "val" and "test" have.
+            side: height and width if all images share them.
+            images: whether samples are images.
+        """
+        from trainwell.models import default_name
+
+        changes: dict[str, Any] = {}
+        img_size = self.img_size
+        if images and img_size is None and (side is None or max(side) > 64):
+            changes["img_size"] = img_size = 224
+        if self.model == "auto":
+            changes["model"] = default_name((img_size or max(side or (224,))) if images else None)
+        if self.lr is None:
+            changes["lr"] = _RATES[self.optimizer]
+        if self.weight_decay is None:
+            changes["weight_decay"] = _DECAYS.get(self.optimizer, 0.0)
+        if self.monitor == "auto":
+            changes["monitor"] = "val_accuracy" if task == "classification" else "val_loss"
+        if self.steps is None and self.epochs is None and self.minutes is None:
+            least, low, high = _PRESETS[self.preset]
+            changes["epochs"] = min(max(-(-least // self.steps_per_epoch(sizes["train"])), low), high)
+        return dataclasses.replace(self, **changes)
+
+    def steps_per_epoch(self, train_size: int) -> int:
+        """Returns how many steps an epoch has; samples that fill no step wait for the next epoch's order."""
+        return max(1, train_size // (self.batch_size * self.grad_accum_steps))
+
+
+_WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+
+
+def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
+    """Refuses a value of a wrong type, as a TOML file can hold."""
+    if get_origin(field.type) is Literal:
+        choices = get_args(field.type)
+        if value not in choices:
+            hint = nearest(str(value), choices)
+            raise InputError(f"{field.name} must be one of {', '.join(choices)}; it is {value!r}{hint}")
+        return
+    kinds = get_args(field.type) or (field.type,)
+    accepted = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
+        wanted = next(words for kind, words in _WORDS.items() if kind in kinds)
+        raise InputError(f"{field.name} must be {wanted}; it is {value!r}")

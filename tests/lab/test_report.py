@@ -1,0 +1,407 @@
+import base64
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import tomli_w
+from PIL import Image
+from plotly.offline import get_plotlyjs
+from safetensors.numpy import save_file
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix
+
+from trainwell.errors import InputError
+from trainwell.lab.report import write_report
+
+HOSTILE = (
+    "</script><script>console.error(1)</script>",
+    "<img src=x onerror=console.error(2)>",
+    "a & b <b>c</b> ${'$'}",
+)
+
+
+def make_run(path, task="classification", classes=("cat", "dog", "owl"), epochs=5, samples=100, wrong=9, ended=True):
+    """Writes a run directory as `fit` does; with `ended=False` as it is while the run is going."""
+    generator = np.random.default_rng(0)
+    path.mkdir(parents=True, exist_ok=True)
+    classes = list(classes) if task == "classification" else []
+    recipe = {"model": "resnet8", "epochs": epochs if ended else epochs + 3, "batch_size": 32, "lr": 0.0125, "seed": 41}
+    (path / "recipe.toml").write_text(tomli_w.dumps(recipe))
+    facts = {
+        "trainwell": "0.1.0",
+        "source": "/data/pets",
+        "task": task,
+        "classes": classes,
+        "sizes": {"train": 800, "val": 150, "test": samples},
+        "skipped": [{"path": "cat/broken.jpg", "reason": "truncated after 12 of 900 bytes"}],
+        "data_options": {"val": 0.15, "test": 0.1, "split_seed": 0},
+        "fingerprint": "0f1e2d3c4b5a",
+        "model": {"parameters": 77_850, "name": "resnet8", "in_chans": 1, "img_size": 8},
+        "environment": {"torch": "2.13.0", "cpu": "A fine CPU", "threads": 2, "device": "cpu"},
+        "command": "trainwell fit /data/pets --out runs/pets",
+    }
+    (path / "run.json").write_text(json.dumps(facts))
+    rows = []
+    for epoch in range(1, epochs + 1):
+        t = epoch / epochs
+        row = {"epoch": epoch, "step": 25 * epoch, "samples": 800 * epoch, "lr": 0.0125 * (1 - t), "seconds": 0.5}
+        row |= {"train_loss": 2.3 * np.exp(-4 * t), "val_loss": 2.3 * np.exp(-2.5 * t) + 0.15 * t**2}
+        if task == "classification":
+            row |= {"train_accuracy": 1 - 0.9 * np.exp(-5 * t), "val_accuracy": 1 - 0.9 * np.exp(-3.2 * t)}
+        else:
+            row |= {"val_mae": 0.8 - 0.3 * t}
+        rows.append(json.dumps(row))
+    (path / "history.jsonl").write_text("\n".join(rows) + "\n")
+    if not ended:
+        return path
+    result = {"val_loss": 0.31, "test_loss": 0.297, "best_epoch": epochs, "best_step": 25 * epochs, "epochs": epochs}
+    result |= {"steps": 25 * epochs, "stop_reason": f"all {epochs} epochs done", "seconds": 83.4, "first_loss": 2.3}
+    if task == "classification":
+        targets = np.arange(samples) % len(classes)
+        predicted = targets.copy()
+        predicted[:wrong] = (targets[:wrong] + 1 + np.arange(wrong) % max(1, len(classes) - 1)) % len(classes)
+        outputs = np.full((samples, len(classes)), 0.1 / len(classes), np.float32)
+        outputs[np.arange(samples), predicted] += 0.9
+        right = samples - wrong
+        result |= {"monitor": "val_accuracy", "val_accuracy": 0.953, "test_accuracy": right / samples}
+        interval = binomtest(right, samples).proportion_ci(method="wilson")
+        result |= {"test_interval": [interval.low, interval.high]}
+        missed = np.flatnonzero(predicted != targets)[:24]
+        pictures = {str(i): generator.integers(0, 256, (8, 8, 1 + 2 * (i % 2)), np.uint8) for i in range(len(missed))}
+        save_file(pictures, path / "mistakes.safetensors")
+        mistakes = [
+            {"name": f"test/{i}.png", "true": int(targets[i]), "predicted": int(predicted[i]), "confidence": 0.987}
+            for i in missed
+        ]
+        (path / "mistakes.json").write_text(json.dumps(mistakes))
+    else:
+        shape = (samples,) if task == "regression" else (samples, 4)
+        targets = generator.normal(size=shape).astype(np.float32)
+        outputs = targets + 0.2 * generator.normal(size=shape).astype(np.float32)
+        result |= {"monitor": "val_loss", "test_interval": [0.24, 0.36]}
+        result |= {"metrics": {"test_mae": {"value": 0.5123, "interval": [0.45, 0.61]}}}
+    (path / "result.json").write_text(json.dumps(result))
+    save_file({"test_outputs": outputs, "test_targets": targets}, path / "evaluation.safetensors")
+    return path
+
+
+def page_of(run):
+    """The report's text without plotly's own code."""
+    text = write_report(run).read_text("utf-8")
+    assert text.count(get_plotlyjs()) == 1
+    return text.replace(get_plotlyjs(), "")
+
+
+def words_of(page):
+    """What a reader sees, in one line."""
+    body = re.sub(r"<(script|style).*?</\1>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def charts_of(page):
+    """The charts' figures by name, checked by plotly itself."""
+    specs = json.loads(re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, re.DOTALL)[1])
+
+    def coloured(value):
+        if isinstance(value, dict):
+            return "#123456" if list(value) == ["css"] else {key: coloured(item) for key, item in value.items()}
+        return [coloured(item) for item in value] if isinstance(value, list) else value
+
+    return {spec["name"]: go.Figure(coloured(spec["figure"])) for spec in specs}
+
+
+def test_the_page_says_what_the_run_found(tmp_path):
+    words = words_of(page_of(make_run(tmp_path / "run")))
+    assert "Of 100 images it has never seen it names 91 right (95 % interval 83.8 to 95.2 %)." in words
+    for fact in [
+        "800 images",
+        "150 images",
+        "parameters 77,850",
+        "trained for 5 epochs",
+        "1 min 23 s",
+        "all 5 epochs done",
+        "95.3 %",
+    ]:
+        assert fact in words
+    for fact in ["1 file was left out", "cat/broken.jpg : truncated after 12 of 900 bytes"]:
+        assert fact in words
+    for fact in [
+        "batch_size 32",
+        "lr 0.0125",
+        "trainwell fit /data/pets --out runs/pets",
+        "The seed is 41",
+        "A fine CPU",
+    ]:
+        assert fact in words
+
+
+def test_the_charts_show_the_runs_numbers(tmp_path):
+    run = make_run(tmp_path / "run")
+    charts = charts_of(page_of(run))
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    for chart, quantity in (("curve-0", "loss"), ("curve-1", "accuracy")):
+        curves = {curve.name: list(curve.y) for curve in charts[chart].data}
+        assert curves["training"] == [row[f"train_{quantity}"] for row in rows]
+        assert curves["validation"] == [row[f"val_{quantity}"] for row in rows]
+        assert [shape.x0 for shape in charts[chart].layout.shapes] == [5]  # the kept epoch
+    assert list(charts["rate"].data[0].y) == [row["lr"] for row in rows]
+
+
+def test_the_confusion_chart_is_sklearns_matrix(tmp_path):
+    run = make_run(tmp_path / "run", samples=101, wrong=30)
+    from safetensors.numpy import load_file
+
+    evaluation = load_file(run / "evaluation.safetensors")
+    expected = confusion_matrix(evaluation["test_targets"], evaluation["test_outputs"].argmax(1))
+    right, wrong, counts = charts_of(page_of(run))["confusion"].data
+    table = np.zeros((3, 3), int)
+    table[list(counts.y), list(counts.x)] = [int(text) for text in counts.text]
+    np.testing.assert_array_equal(table, expected)
+    share = np.where(np.eye(3, dtype=bool), np.array(right.z, float), np.array(wrong.z, float))
+    np.testing.assert_allclose(share, expected / expected.sum(1, keepdims=True))
+    assert right.hovertext[0][1].startswith(f"cat → dog<br>{expected[0, 1]} of {expected[0].sum()} (")
+
+
+def test_accuracy_per_class_is_sorted_and_carries_intervals(tmp_path):
+    points = charts_of(page_of(make_run(tmp_path / "run", samples=100, wrong=9)))["per-class"].data[0]
+    assert list(points.x) == sorted(points.x)
+    # 3 of 34 cats were missed, 3 of 33 dogs, 3 of 33 owls; scipy: binomtest(31, 34).proportion_ci(method="wilson")
+    assert points.hovertext[-1] == "cat: 31 of 34 right (91.2\u00a0%)<br>95\u00a0% interval 77.0 to 97.0\u00a0%"
+
+
+@pytest.mark.parametrize("count", [2, 60, 130])
+def test_any_number_of_classes_is_drawn(tmp_path, count):
+    names = [f"class {i}" for i in range(count)]
+    page = page_of(make_run(tmp_path / "run", classes=names, samples=400, wrong=50))
+    charts = charts_of(page)
+    assert len(charts["confusion"].data[0].z) == min(count, 100)
+    assert ("Of 130 classes, the 100 with the most mistakes" in page) == (count == 130)
+
+
+def test_mistakes_are_shown_to_the_pixel(tmp_path):
+    run = make_run(tmp_path / "run")
+    page = page_of(run)
+    from safetensors.numpy import load_file
+
+    expected = load_file(run / "mistakes.safetensors")
+    shown = re.findall(r'<img src="data:image/png;base64,([^"]+)"', page)
+    assert len(shown) == len(expected) == 9
+    for number, data in enumerate(shown):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        np.testing.assert_array_equal(pixels.reshape(expected[str(number)].shape), expected[str(number)])
+    assert "cat → dog 98.7 % sure test/0.png" in words_of(page)
+
+
+def test_no_mistakes_is_said_kindly(tmp_path):
+    words = words_of(page_of(make_run(tmp_path / "run", wrong=0)))
+    assert "it names all 100 right" in words
+    assert "it named every test image right" in words
+
+
+def test_features_have_no_pictures(tmp_path):
+    run = make_run(tmp_path / "run")
+    (run / "mistakes.safetensors").unlink()
+    (run / "mistakes.json").unlink()
+    page = page_of(run)
+    assert "<img" not in page
+    assert "mistakes" not in words_of(page)
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_runs_without_classes(tmp_path, task):
+    page = page_of(make_run(tmp_path / "run", task=task))
+    words, charts = words_of(page), charts_of(page)
+    assert "On 100 images it has never seen its loss is 0.297 (95 % interval 0.24 to 0.36)." in words
+    assert "test mae, 95 % interval 0.45 to 0.61 0.5123" in words
+    assert "confusion" not in charts
+    assert list(charts["curve-1"].data[0].y) == pytest.approx([0.74, 0.68, 0.62, 0.56, 0.5])  # val_mae
+    assert ("scatter" in charts) == (task == "regression")
+
+
+def test_a_run_that_is_going(tmp_path):
+    run = make_run(tmp_path / "run", ended=False)
+    with (run / "history.jsonl").open("a") as file:
+        file.write('{"epoch": 6, "tra')  # the moment in which a line is being written
+    page = page_of(run)
+    assert "In progress: 5 of 8 epochs done. At best 96.3 % of the validation images right, after epoch 5." in words_of(
+        page
+    )
+    assert list(charts_of(page)) == ["curve-0", "curve-1", "rate"]
+
+
+def test_a_run_before_its_first_epoch(tmp_path):
+    run = make_run(tmp_path / "run", ended=False)
+    (run / "history.jsonl").write_text("")
+    assert "In progress: 0 epochs done." in words_of(page_of(run))
+
+
+def test_one_epoch_and_losses_that_are_not_numbers(tmp_path):
+    run = make_run(tmp_path / "run", epochs=1)
+    row = json.loads((run / "history.jsonl").read_text())
+    (run / "history.jsonl").write_text(json.dumps(row | {"train_loss": float("nan")}))
+    assert [curve.name for curve in charts_of(page_of(run))["curve-0"].data] == ["validation"]
+
+
+def test_a_run_without_a_test_part_says_so(tmp_path):
+    run = make_run(tmp_path / "run")
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps({k: v for k, v in result.items() if not k.startswith("test")}))
+    words = words_of(page_of(run))
+    assert "Of 150 images it was chosen by it names 143 right (95 % interval 90.7 to 97.7 %)." in words
+    assert "There was no test part" in words
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.jsonl"])
+def test_what_is_no_run_is_refused(tmp_path, name):
+    run = make_run(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(InputError, match=rf"^[^\n]*has no {name}[^\n]*$"):
+        write_report(run)
+    assert not (run / "report.html").exists()
+
+
+def test_a_missing_directory_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no such directory"):
+        write_report(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", "{"),
+        ("run.json", "[]"),
+        ("run.json", '{"classes": 3}'),
+        ("result.json", "[]"),
+        ("recipe.toml", "lr = "),
+        ("history.jsonl", '{"epoch": 1}\nrubbish\n{"epoch": 3}'),
+        ("history.jsonl", '{"step": 1}\n{"epoch": 3}'),
+        ("mistakes.json", '[{"name": "x", "true": 3, "predicted": 0, "confidence": 1}]'),
+        ("mistakes.json", '[{"name": "x"}]'),
+        ("mistakes.json", "[" * 100_000),
+        ("mistakes.safetensors", "rubbish"),
+        ("evaluation.safetensors", "rubbish"),
+    ],
+)
+def test_what_is_damaged_is_named(tmp_path, name, content):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(content)
+    with pytest.raises(InputError, match=re.escape(str(run / name)) + ": damaged"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "targets"),
+    [((4, 2), [0, 1, 0, 1]), ((3, 3), [0, 1, 0, 1]), ((4, 3), [0, 1, 2, 3]), ((4, 3), [0, 1, 2, -1])],
+)
+def test_an_evaluation_that_does_not_fit_the_classes_is_refused(tmp_path, outputs, targets):
+    run = make_run(tmp_path / "run")
+    tensors = {"test_outputs": np.zeros(outputs, np.float32), "test_targets": np.array(targets)}
+    save_file(tensors, run / "evaluation.safetensors")
+    with pytest.raises(InputError, match="damaged"):
+        write_report(run)
+
+
+def hostile_run(path):
+    run = make_run(path, classes=HOSTILE)
+    facts = json.loads((run / "run.json").read_text())
+    facts |= {"source": HOSTILE[0], "command": HOSTILE[1], "skipped": [{"path": HOSTILE[0], "reason": HOSTILE[1]}]}
+    (run / "run.json").write_text(json.dumps(facts))
+    mistakes = json.loads((run / "mistakes.json").read_text())
+    mistakes[0]["name"] = '"><script>console.error(3)</script>\udc80'
+    (run / "mistakes.json").write_text(json.dumps(mistakes))
+    return run
+
+
+def test_names_cannot_become_code(tmp_path):
+    page = page_of(hostile_run(tmp_path / "run"))
+    assert page.count("<script") == page.count("</script") == 3  # the charts' data, plotly, the drawing
+    assert "<img src=x" not in page
+    assert "&lt;/script&gt;&lt;script&gt;console.error(1)&lt;/script&gt;" in page
+    # plotly reads a little HTML in its texts; there the names come escaped a second time
+    texts = json.dumps([trace.to_plotly_json() for trace in charts_of(page)["confusion"].data], default=list)
+    assert "<script" not in texts
+    assert "<b>" not in texts
+
+
+def test_nothing_is_asked_of_a_network(tmp_path):
+    page = page_of(make_run(tmp_path / "run"))
+    assert not re.search(r"https?:|src=\"(?!data:)|@import|url\(", page)
+    assert re.findall(r'href="([^"]*)"', page) == ["data:,"]
+
+
+BROWSER = next(filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None)
+
+
+def browse(page, folder):
+    """Opens a page in a browser; returns its final DOM, its console's lines and the requests it made."""
+    log, profile = folder / "net.json", folder / "profile"
+    quiet = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking"
+    quiet += " disable-component-update disable-sync enable-logging=stderr v=0 dump-dom virtual-time-budget=10000"
+    command = [BROWSER, *(f"--{flag}" for flag in quiet.split()), f"--user-data-dir={profile}", f"--log-net-log={log}"]
+    command += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=True)
+    console = [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+    # The browser has errands of its own, on behalf of "not an origin". Whatever else starts comes from the page.
+    started = [event.get("params", {}) for event in json.loads(log.read_text())["events"]]
+    requests = [p["url"] for p in started if p.get("initiator", "not an origin") != "not an origin" and "url" in p]
+    return done.stdout, console, requests
+
+
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome is installed")
+
+
+@needs_browser
+@pytest.mark.parametrize("kind", ["classification", "regression", "going", "hostile", "many"])
+def test_a_browser_draws_it_without_error_or_request(tmp_path, kind):
+    run = tmp_path / "run"
+    if kind == "hostile":
+        hostile_run(run)
+    elif kind == "many":
+        make_run(run, classes=[f"a class with a long name, number {i}" for i in range(60)], epochs=200, samples=600)
+    else:
+        make_run(run, "regression" if kind == "regression" else "classification", ended=kind != "going")
+    charts = charts_of(page_of(run))
+    dom, console, requests = browse(run / "report.html", tmp_path)
+    assert console == []
+    assert requests == []
+    for name in charts:  # each chart's box holds plotly's drawing
+        assert re.search(rf'id="chart-{name}"[^>]*>\s*<div[^>]*class="plot-container plotly"', dom), name
+    assert dom.count('class="main-svg"') >= 2 * len(charts)
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("plant", "error", "request_made"),
+    [
+        ('<script>console.error("planted")</script>', "planted", None),
+        ("<script>undefined_function()</script>", "undefined_function", None),
+        ('<img src="http://127.0.0.1:9/x.png" alt="">', None, "http://127.0.0.1:9/x.png"),
+        ('<script>fetch("http://127.0.0.1:9/y")</script>', None, "http://127.0.0.1:9/y"),
+    ],
+)
+def test_the_browser_would_have_told(tmp_path, plant, error, request_made):
+    path = write_report(make_run(tmp_path / "run"))
+    page = re.sub('<meta http-equiv="Content-Security-Policy"[^>]*>', "", path.read_text("utf-8"))
+    path.write_text(page.replace("<main>", f"<main>{plant}"), "utf-8")
+    _, console, requests = browse(path, tmp_path)
+    if error:
+        assert any(error in line for line in console)
+    if request_made:
+        assert request_made in requests
+
+
+@needs_browser
+def test_the_page_itself_forbids_requests_and_foreign_code(tmp_path):
+    path = write_report(make_run(tmp_path / "run"))
+    plants = '<img src="http://127.0.0.1:9/x.png" alt=""><script>document.title = "taken over"</script>'
+    path.write_text(path.read_text("utf-8").replace("<main>", f"<main>{plants}"), "utf-8")
+    dom, console, requests = browse(path, tmp_path)
+    assert requests == []
+    assert "<title>taken over" not in dom
+    assert len(console) == 2  # the refusals
