@@ -162,7 +162,13 @@ def _train(
         display.epoch(trainer, row)
 
     trainer.save_seconds, trainer.on_epoch_end, trainer.on_step = save_seconds, epoch_ended, display.step
-    trainer.run()
+    try:
+        trainer.run()
+    except KeyboardInterrupt as interrupt:
+        how = (
+            f"trainwell fit --resume --out {folder}" if data.source != "arrays" else f"tw.resume({str(folder)!r}, data)"
+        )
+        raise KeyboardInterrupt(f"{interrupt}; go on with: {how}") from None
     val = trainer.val
     test = Batches(
         data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,

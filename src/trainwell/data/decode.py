@@ -4,6 +4,9 @@ The processes that decode a folder import this module: it needs NumPy and Pillow
 """
 
 import importlib.util
+import os
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,6 +92,24 @@ def decode_many(paths: Sequence[str], short_side: int | None) -> list[tuple[tupl
     return [_decode(path, short_side) for path in paths]
 
 
+def start_worker(parent: int) -> None:
+    """Prepares a process that does nothing but decode: no warnings, and an end when its parent is killed.
+
+    Nothing else would end it then: it waits to hand over its results.
+
+    Args:
+        parent: the number of the process that it works for.
+    """
+    warnings.simplefilter("ignore")
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os._exit(1)
+
+
 def stored_bytes(path: str, short_side: int | None) -> int:
     """Returns how many bytes the decoded image will have, from the file's header alone; 0 if that cannot be read."""
     try:
@@ -163,21 +184,24 @@ def _upright_bytes(image: Image.Image, short_side: int | None) -> tuple[tuple[in
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
     """Converts from any of Pillow's modes to "L" or "RGB"."""
     mode = image.mode
+    grey = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and _has_grey_palette(image))
     if image.has_transparency_data:
-        grey = mode in ("1", "L", "LA", "La")
         if mode == "1":
             image = image.convert("L")
-        image = image.convert("LA" if grey else "RGBA")
-        white = Image.new("L" if grey else "RGB", image.size, "white")
-        white.paste(image.convert(white.mode), mask=image.getchannel("A"))
-        return white
+        opaque = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(opaque, mask=opaque.getchannel("A"))
+        return white.convert("L") if grey else white
     if mode in ("L", "RGB"):
         return image
-    if mode == "1":
-        return image.convert("L")
     if mode == "F" or mode.startswith("I"):
         return Image.fromarray(_eight_bits(np.asarray(image)))
-    return image.convert("RGB")
+    return image.convert("L" if grey else "RGB")
+
+
+def _has_grey_palette(image: Image.Image) -> bool:
+    colours = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+    return bool((colours == colours[:, :1]).all())
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainwell.data import folder
 from trainwell.data.dataset import Data, Part, Skipped
 from trainwell.data.images import Images
 from trainwell.data.split import split
@@ -136,10 +137,8 @@ def _from_folder(root: Path, options: dict[str, Any], quiet: bool) -> Data:
     )
 
 
-def _scanned(root: Path) -> tuple[list[Any], Array, list[Skipped], list[str]]:
+def _scanned(root: Path) -> tuple[list[folder.File], Array, list[Skipped], list[str]]:
     """Returns the files with paths from `root`, the part of each, what is left out, and the classes."""
-    from trainwell.data import folder
-
     divided = folder.parts(root)
     if not divided:
         files, skipped, classes = folder.scan(root)

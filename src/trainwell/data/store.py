@@ -26,7 +26,9 @@ _FORMAT = 1  # to be raised whenever the same files would be stored differently
 _FEW = 256  # up to so many files, starting processes costs more than they save
 _CHUNK_FILES, _CHUNK_BYTES = 256, 4_000_000  # what one task decodes: tens of milliseconds
 _SAMPLED = 256  # headers that are read to foresee the size of the whole
+_ELSEWHERE = "make room, or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
 
+_Opened = tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]]
 _Decoded = tuple[tuple[int, int, int], bytes] | str
 
 
@@ -40,9 +42,7 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("trainwell"))
 
 
-def open_store(
-    files: list[File], root: Path, short_side: int | None, quiet: bool = False
-) -> tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]]:
+def open_store(files: list[File], root: Path, short_side: int | None, quiet: bool = False) -> _Opened:
     """Opens the decoded images of a folder, decoding them first if that was not done before.
 
     What is stored is known by names, sizes and times of the files, so a folder that was moved is found again. Of two
@@ -65,17 +65,17 @@ def open_store(
     home = cache_folder() / "images" / _key(files, short_side)
     store = home / "store"
     try:
-        opened = _read(store, root)
+        opened = _current(store, root, short_side)
         if opened is None:
             home.mkdir(parents=True, exist_ok=True)
             with FileLock(home / "lock"):
-                opened = _read(store, root)  # another process may have been quicker
+                opened = _current(store, root, short_side)  # another process may have been quicker
                 if opened is None:
                     shutil.rmtree(store, ignore_errors=True)
                     _clear_abandoned(home)
                     _check_room(files, root, short_side, home)
                     _build(store, files, root, short_side, quiet)
-                    opened = _read(store, root)
+                    opened = _read(store)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"no space left for the decoded images in {home.parent}: {_ELSEWHERE}") from error
@@ -88,9 +88,6 @@ def open_store(
     return opened
 
 
-_ELSEWHERE = "make room, or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
-
-
 def _key(files: list[File], short_side: int | None) -> str:
     from trainwell.data.decode import heif_available
 
@@ -100,12 +97,20 @@ def _key(files: list[File], short_side: int | None) -> str:
     return digest.hexdigest()
 
 
-def _read(store: Path, root: Path) -> tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]] | None:
-    """Opens a finished store; `None` if there is none, or none worth keeping."""
+def _current(store: Path, root: Path, short_side: int | None) -> _Opened | None:
+    """Opens a finished store unless a file that the system withheld when it was built can be read now."""
+    from trainwell.data.decode import NOT_OPENED, decode_many
+
+    opened = _read(store)
+    withheld = [one for one in opened[2] if one.reason.startswith(NOT_OPENED)] if opened else []
+    again = decode_many([str(root / one.path) for one in withheld], short_side)
+    return opened if all(isinstance(outcome, str) for outcome in again) else None
+
+
+def _read(store: Path) -> _Opened | None:
+    """Opens a finished store; `None` if there is none, or it is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
-
-    from trainwell.data.decode import NOT_OPENED
 
     try:
         index = load_file(store / "index.safetensors")
@@ -116,8 +121,6 @@ def _read(store: Path, root: Path) -> tuple[Images, npt.NDArray[np.int64], tuple
     shapes = index["shapes"]
     if stored != int(shapes.astype(np.int64).prod(axis=1).sum()):
         return None
-    if any(one.reason.startswith(NOT_OPENED) and os.access(root / one.path, os.R_OK) for one in skipped):
-        return None  # a file that the system withheld then can be opened now
     pixels = np.memmap(store / "pixels.bin", np.uint8, "r") if stored else np.empty(0, np.uint8)
     return Images(pixels.view(np.ndarray), index["offsets"], shapes), index["rows"], skipped
 
@@ -212,7 +215,9 @@ def _processes(workers: int) -> Any:
     # joblib.Parallel would take in results as fast as they come, however slow the disk that they are written to.
     from joblib.externals.loky import ProcessPoolExecutor
 
-    return ProcessPoolExecutor(workers, initializer=warnings.simplefilter, initargs=("ignore",))
+    from trainwell.data.decode import start_worker
+
+    return ProcessPoolExecutor(workers, initializer=start_worker, initargs=(os.getpid(),))
 
 
 def _chunks(files: Iterable[File], most: int) -> Iterator[list[File]]:

@@ -29,6 +29,7 @@ _MOST_CLASSES = 100
 _HALF_WIDTH_CLASSES = 14
 _MOST_POINTS = 2_000
 _PICTURE_SIDE = 256
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
 _SPACE = "\u00a0"  # no line ends between a number and its unit
 
 _Figure = dict[str, Any]
@@ -361,14 +362,18 @@ def _layout(**changes: Any) -> dict[str, Any]:
     }
     layout: dict[str, Any] = {
         "font": {
-            "family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif",
+            "family": _FONT,
             "size": 12,
             "color": _css("soft"),
         },
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "hoverlabel": {"bgcolor": _css("card"), "bordercolor": _css("line"), "font": {"color": _css("ink")}},
+        "hoverlabel": {
+            "bgcolor": _css("card"),
+            "bordercolor": _css("line"),
+            "font": {"color": _css("ink"), "family": _FONT},
+        },
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": axis,
         "yaxis": axis,
@@ -382,6 +387,7 @@ def _layout(**changes: Any) -> dict[str, Any]:
 def _epoch_axis(run: _Run) -> dict[str, Any]:
     epochs = [row["epoch"] for row in run.history]
     axis: dict[str, Any] = {"title": {"text": "epoch", "standoff": 8}, "showgrid": False}
+    axis["unifiedhovertitle"] = {"text": "epoch %{x}"}
     if epochs:
         margin = max(0.5, 0.02 * (epochs[-1] - epochs[0]))
         axis["range"] = [epochs[0] - margin, epochs[-1] + margin]
@@ -620,6 +626,7 @@ def _accuracy_chart(
     lowest = min((row[1] for row in rows), default=0.0)
     layout = _layout(
         hovermode="closest",
+        hoverdistance=60,
         xaxis={
             "tickformat": ".0%",
             "range": [max(0.0, lowest - 0.03), 1.01],
@@ -630,7 +637,7 @@ def _accuracy_chart(
     )
     caption = f"Weakest first, with 95{_SPACE}% intervals; the dotted line is all classes together.{note}"
     if len(rows) < len(names):
-        caption += f" {_count(len(names) - len(rows), 'class').replace('classs', 'classes')} had no sample here."
+        caption += f" Of {len(names)} classes, {len(names) - len(rows)} had no sample here."
     figure = {"data": [points], "layout": layout}
     return _Chart(
         "per-class",
@@ -718,6 +725,7 @@ def _page(run: _Run) -> str:
     plotly_js, plotly_hash = _script(get_plotlyjs())
     draw_js, draw_hash = _script((Path(__file__).parent / "report.js").read_text("utf-8"))
     sentence, aside = _headline(run)
+    source = str(run.facts["source"]).replace("\\", "/").rstrip("/")
     mistakes = [
         {
             "name": mistake.name,
@@ -731,7 +739,7 @@ def _page(run: _Run) -> str:
     ]
     flawless = run.mistakes == [] and run.result is not None
     return environment.get_template("report.html.jinja").render(
-        title=f"{run.facts['source'].rstrip('/').rsplit('/', 1)[-1] or 'A run'} · trainwell",
+        title=f"{source.rsplit('/', 1)[-1] or 'A run'} · trainwell",
         source=run.facts["source"],
         sentence=sentence,
         aside=aside,

@@ -174,7 +174,7 @@ class Trainer:
                     self._end_epoch()
                 if interrupted():
                     self.save()
-                    raise KeyboardInterrupt(f"interrupted after step {self.step} of {self.total_steps}; it is saved")
+                    raise KeyboardInterrupt(f"interrupted after step {self.step} of {self.total_steps}, all of it saved")
                 if time.monotonic() - self._saved >= self.save_seconds or self.stop_reason:
                     self.save()
 

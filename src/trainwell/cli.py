@@ -1,0 +1,255 @@
+"""The command line: `trainwell fit`, `predict`, `report`."""
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import tyro
+
+import trainwell
+from trainwell.errors import DivergedError, InputError
+from trainwell.train.recipe import Recipe
+
+if TYPE_CHECKING:
+    from trainwell.run import Predictions, Run
+
+
+@dataclass
+class Fit:
+    """Train a model on a folder of images, an .npz file, or "digits"; keep the model, its history and a report."""
+
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
+    """a folder of class folders (or with train/, val/, test/ in it), an .npz file, or digits"""
+
+    out: Path | None = None
+    """the folder of the run; by default a new one below runs/"""
+
+    resume: bool = False
+    """go on with the run in --out, to the same bits as if it had not been interrupted"""
+
+    overwrite: bool = False
+    """remove the run in --out first"""
+
+    dry_run: bool = False
+    """build everything, learn one batch by heart, check the first loss, and keep nothing"""
+
+    recipe_file: Path | None = None
+    """a TOML file with fields of the recipe; flags go before it"""
+
+    val: float = 0.15
+    """fraction (below 1) or number of samples to choose on, where the source has no val/"""
+
+    test: float = 0.15
+    """fraction or number of samples to judge by, once, at the end, where the source has no test/"""
+
+    split_seed: int = 0
+    """chooses which samples those are"""
+
+    short_side: int | None = None
+    """images are stored with a short side of at most so many pixels; by default 256"""
+
+    strict: bool = False
+    """refuse a folder with files that cannot be read"""
+
+    save_seconds: float = 60.0
+    """how often the state is saved; changes nothing in the result"""
+
+    quiet: bool = False
+    """print the result alone"""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __call__(self) -> None:
+        """Trains, resumes or checks."""
+        from trainwell import api
+
+        options: dict[str, Any] = {
+            "val": _size(self.val), "test": _size(self.test), "split_seed": self.split_seed,
+            "short_side": self.short_side, "strict": self.strict,
+        }  # fmt: skip
+        if self.resume and self.out is None:
+            raise InputError("--resume needs --out, the folder of the run to go on with")
+        if self.source is None and not self.resume:
+            raise InputError('give a folder of class folders, an .npz file, or "digits": trainwell fit photos/')
+        if self.dry_run:
+            self._check(options)
+        elif self.source is None:
+            assert self.out is not None
+            _say_run(api.resume(self.out, save_seconds=self.save_seconds, quiet=self.quiet), self.quiet)
+        else:
+            run = api.fit(
+                self.source, out=self.out, recipe=self.recipe, resume=self.resume, overwrite=self.overwrite,
+                save_seconds=self.save_seconds, quiet=self.quiet, **options,
+            )  # fmt: skip
+            _say_run(run, self.quiet)
+
+    def _check(self, options: dict[str, Any]) -> None:
+        from trainwell import api
+
+        found = api.check(self.source, recipe=self.recipe, quiet=self.quiet, **options)
+        if found.chance_loss is not None:
+            verdict = "near" if found.starts_at_chance else "far from"
+            print(f"first loss {found.first_loss:.3f}, {verdict} ln(classes) = {found.chance_loss:.3f}")
+        learnt = "learnt by heart" if found.learns else "NOT learnt"
+        print(f"one batch {learnt}: loss {found.first_loss:.3f} to {found.last_loss:.3f} in {found.steps} steps")
+        if not (found.learns and found.starts_at_chance):
+            raise DivergedError("the dry run found something odd: check labels, scale of the inputs, and the rate")
+
+
+@dataclass
+class Predict:
+    """Say what is on images, with the model of a run."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """the folder of the run"""
+
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """image files, or folders of them"""
+
+    format: Literal["table", "csv", "json"] = "table"
+    """how to print it"""
+
+    probabilities: bool = False
+    """print the probability of every class"""
+
+    def __call__(self) -> None:
+        """Predicts and prints."""
+        from trainwell.run import Run
+
+        if not self.images:
+            raise InputError("give image files or folders: trainwell predict runs/first new/*.jpg")
+        predictions = Run(self.run).predict(list(self.images))
+        rows = _rows(predictions, self.probabilities)
+        {"table": _print_table, "csv": _print_csv, "json": _print_json}[self.format](rows)
+        for item in predictions.skipped:
+            print(f"left out {item.path}: {item.reason}", file=sys.stderr)
+
+
+@dataclass
+class Report:
+    """Write a run's report.html anew."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """the folder of the run"""
+
+    def __call__(self) -> None:
+        """Writes and says where."""
+        from trainwell.run import Run
+
+        print(Run(self.run).report())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line; leaves with 0, 1 (training diverged), 2 (bad input) or 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _parsed(words)()
+    except InputError as error:
+        _leave(str(error), 2)
+    except DivergedError as error:
+        _leave(str(error), 1)
+    except KeyboardInterrupt as interrupt:
+        _leave(str(interrupt) or "interrupted", 130)
+    except BrokenPipeError:  # who reads our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parsed(words: list[str]) -> Fit | Predict | Report:
+    fit = Fit(recipe=_recipe_in(words))
+    commands = (
+        Annotated[Fit, tyro.conf.subcommand("fit", default=fit, description=Fit.__doc__)]
+        | Annotated[Predict, tyro.conf.subcommand("predict", description=Predict.__doc__)]
+        | Annotated[Report, tyro.conf.subcommand("report", description=Report.__doc__)]
+    )
+    command: Fit | Predict | Report = tyro.cli(
+        commands, args=words, prog="trainwell", description=trainwell.__doc__, registry=_registry(),
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )  # fmt: skip
+    return command
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Shows a field that may be None as one that may be "auto"."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    @registry.primitive_rule
+    def optional(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
+        kinds = [kind for kind in get_args(info.type) if kind is not type(None)]
+        if len(kinds) != 1 or kinds == list(get_args(info.type)) or kinds[0] not in (int, float, str, Path):
+            return None
+        kind = kinds[0]
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar=kind.__name__.upper(),
+            instance_from_str=lambda words: None if words[0] == "auto" else kind(words[0]),
+            is_instance=lambda value: value is None or isinstance(value, kind),
+            str_from_instance=lambda value: ["auto" if value is None else str(value)],
+        )
+
+    return registry
+
+
+def _recipe_in(words: list[str]) -> Recipe:
+    """Returns the recipe that the flags start from: the file's, if one is named."""
+    for place, word in enumerate(words):
+        name, _, value = word.partition("=")
+        if name in ("--recipe-file", "--recipe_file"):
+            return Recipe.load(value or (words[place + 1] if place + 1 < len(words) else ""))
+    return Recipe()
+
+
+def _size(given: float) -> float:
+    """Returns a size of a part as `load` takes it: a fraction below 1, or a whole count."""
+    return int(given) if given >= 1 and given == int(given) else given
+
+
+def _say_run(run: "Run", quiet: bool) -> None:
+    print(run.result["test_accuracy"] if quiet and "test_accuracy" in run.result else run.path)
+
+
+def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any]]:
+    """Returns one row an image: its file, the class and its probability, or what else the model puts out."""
+    rows: list[dict[str, Any]] = []
+    for number, (name, output) in enumerate(zip(predictions.names, predictions.outputs.tolist(), strict=True)):
+        row: dict[str, Any] = {"file": name}
+        if predictions.classes:
+            row |= {"class": predictions.labels[number], "probability": round(max(output), 4)}
+        else:
+            row |= {f"output {place}": value for place, value in enumerate(output)}
+        if probabilities:
+            row |= {label: round(value, 4) for label, value in zip(predictions.classes, output, strict=False)}
+        rows.append(row)
+    return rows
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None)
+    for name, value in rows[0].items():
+        table.add_column(Text(name), justify="left" if isinstance(value, str) else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(value if isinstance(value, str) else f"{value:.4f}") for value in row.values()))
+    Console(width=None if sys.stdout.isatty() else 10_000).print(table)
+
+
+def _print_csv(rows: list[dict[str, Any]]) -> None:
+    writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    print(json.dumps(rows, indent=2, ensure_ascii=False))
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"trainwell: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

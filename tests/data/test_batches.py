@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.preprocessing import StandardScaler
+
+from trainwell.data import Batches, Images, Part, statistics
+from trainwell.data.warp import centre_crop
+from trainwell.random import uniform
+
+RNG = np.random.default_rng(0)
+
+
+def _images(count=40, shape=(8, 8, 3)):
+    return Images.from_array(RNG.integers(0, 256, (count, *shape), dtype=np.uint8))
+
+
+def _part(count=40):
+    return Part(_images(count), np.arange(count), np.arange(0, count, 2))
+
+
+def _jittered(keys, shapes, size):
+    maps = centre_crop(shapes, size)
+    maps[:, :, 2] += uniform(keys, 2) * 4 - 2
+    return maps
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 20])
+def test_a_sample_is_a_function_of_seed_epoch_and_sample(batch_size, threads):
+    part = _part()
+    reference = Batches(part, 20, shuffle=True, seed=3, views=_jittered).batch(5, 0)
+    expected = {int(y): x for x, y in zip(*reference, strict=True)}
+    try:
+        torch.set_num_threads(threads)
+        batches = Batches(part, batch_size, shuffle=True, seed=3, views=_jittered)
+        seen = [(int(label), image) for x, y in batches.epoch(5) for image, label in zip(x, y, strict=True)]
+    finally:
+        torch.set_num_threads(1)
+    assert [label for label, _ in seen] == [int(y) for y in reference[1]]  # the order, too
+    assert all(torch.equal(image, expected[label]) for label, image in seen)
+
+
+def test_other_epochs_and_seeds_give_other_orders_and_views():
+    part = _part()
+    orders = {
+        tuple(Batches(part, 20, shuffle=True, seed=seed).rows(epoch, 0)) for seed in range(3) for epoch in range(3)
+    }
+    assert len(orders) == 9
+    a, b = (Batches(part, 20, seed=0, views=_jittered).batch(epoch, 0)[0] for epoch in (0, 1))
+    assert not torch.equal(a, b)
+
+
+@given(st.integers(1, 50), st.integers(1, 60), st.booleans())
+def test_an_epoch_holds_every_sample_once_and_an_end_is_dropped_only_if_asked(count, batch_size, drop_last):
+    part = Part(np.zeros((count, 2), np.float32), np.arange(count), np.arange(count))
+    batches = Batches(part, batch_size, shuffle=True, drop_last=drop_last)
+    seen = [int(label) for _, y in batches.epoch(0) for label in y]
+    assert len(list(batches.epoch(0))) == len(batches) > 0
+    assert len(set(seen)) == len(seen)
+    assert len(seen) == (count - count % min(batch_size, count) if drop_last else count)
+
+
+def test_an_epoch_goes_on_at_any_batch():
+    batches = Batches(_part(), 6, shuffle=True)
+    whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=2))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(whole[2:], rest, strict=True))
+    with pytest.raises(IndexError, match="4 batches"):
+        batches.batch(0, 4)
+
+
+def test_images_are_normalised_by_the_training_part():
+    part = _part()
+    mean, std = statistics(part)
+    pixels = np.stack([part.inputs[int(i)] for i in part.indices]) / 255
+    np.testing.assert_allclose(mean, pixels.mean((0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std((0, 1, 2)), rtol=1e-12)
+    x = Batches(part, 20).batch(0, 0)[0]
+    np.testing.assert_allclose(x.permute(0, 2, 3, 1).numpy(), (pixels - mean) / std, atol=1e-5)
+
+
+def test_features_are_standardised_as_scikit_learn_does():
+    values = RNG.normal(3, 5, (30, 4)).astype(np.float32)
+    values[:, 2] = 7  # a constant column divides by 1
+    part = Part(values, np.zeros(30), np.arange(20))
+    x = Batches(part, 20).batch(0, 0)[0]
+    np.testing.assert_allclose(x.numpy(), StandardScaler().fit_transform(values[:20].astype(float)), atol=1e-5)
+
+
+def test_features_with_channels_are_standardised_by_channel():
+    values = RNG.normal(3, 5, (30, 2, 4, 4)).astype(np.float32)
+    x = Batches(Part(values, np.zeros(30), np.arange(30)), 30).batch(0, 0)[0]
+    np.testing.assert_allclose(x.mean((0, 2, 3)).numpy(), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std((0, 2, 3), correction=0).numpy(), 1, atol=1e-5)
+
+
+def test_grey_among_coloured_images_counts_in_each_channel():
+    grey, red = np.full((2, 2, 1), 51, np.uint8), np.zeros((2, 2, 3), np.uint8)
+    red[..., 0] = 255
+    part = Part(Images.from_list([grey, red]), np.zeros(2), np.arange(2))
+    np.testing.assert_allclose(statistics(part)[0], [0.6, 0.1, 0.1])
+
+
+def test_images_of_different_sizes_need_a_size():
+    part = Part(
+        Images.from_list([np.zeros((2, 2, 1), np.uint8), np.zeros((3, 2, 1), np.uint8)]), np.zeros(2), np.arange(2)
+    )
+    with pytest.raises(ValueError, match="size="):
+        Batches(part, 2)
+    assert Batches(part, 2, size=(4, 4)).batch(0, 0)[0].shape == (2, 1, 4, 4)

@@ -1,0 +1,149 @@
+import multiprocessing
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy import ndimage
+
+from trainwell.data import Images
+from trainwell.data.warp import centre_crop, warp
+
+RNG = np.random.default_rng(0)
+ONES, ZEROS = np.ones((1, 3), np.float32), np.zeros((1, 3), np.float32)
+
+
+def _images(shapes):
+    return Images.from_list([RNG.integers(0, 256, shape, dtype=np.uint8) for shape in shapes])
+
+
+def _random_maps(shapes, size, scale):
+    maps = centre_crop(shapes, size)
+    maps[:, :, :2] += RNG.normal(0, scale, (len(maps), 2, 2))
+    maps[:, :, 2] += RNG.normal(0, 2, (len(maps), 2))
+    return maps
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_a_map_that_does_not_shrink_is_bilinear_interpolation(kernel):
+    images = _images([(11, 17, 3)])
+    maps = np.array([[[0.8, -0.5, 3.2], [0.4, 0.7, -1.1]]])  # partly outside: the border continues
+    got = warp(images, np.array([0]), maps, ONES, ZEROS, (12, 10), kernel=kernel)[0]
+    y, x = np.mgrid[:12, :10] + 0.5
+    source_x = maps[0, 0, 0] * x + maps[0, 0, 1] * y + maps[0, 0, 2] - 0.5
+    source_y = maps[0, 1, 0] * x + maps[0, 1, 1] * y + maps[0, 1, 2] - 0.5
+    for channel in range(3):
+        plane = images[0][..., channel].astype(float)
+        expected = ndimage.map_coordinates(plane, [source_y, source_x], order=1, mode="nearest")
+        np.testing.assert_allclose(got[channel].numpy(), expected, atol=255e-4, rtol=0)
+
+
+def test_kernel_and_reference_agree_on_images_of_all_kinds():
+    shapes = [(5, 9, 3), (30, 20, 3), (8, 8, 1), (64, 50, 3), (1, 1, 3), (200, 3, 1)]
+    images = _images(shapes)
+    rows = np.array([3, 1, 0, 2, 4, 5, 3])
+    maps = _random_maps(images.shapes[rows], (8, 7), 0.2)
+    scale = RNG.normal(1, 0.2, (7, 3)).astype(np.float32) / 255
+    shift = RNG.normal(0, 1, (7, 3)).astype(np.float32)
+    fast = warp(images, rows, maps, scale, shift, (8, 7))
+    slow = warp(images, rows, maps, scale, shift, (8, 7), kernel="reference")
+    assert (fast - slow).abs().max() < 1e-4
+
+
+def test_no_change_is_none_to_the_bit():
+    images = _images([(8, 9, 3)] * 4)
+    rows = np.arange(4)
+    got = warp(images, rows, centre_crop(images.shapes, (8, 9)), ONES.repeat(4, 0), ZEROS.repeat(4, 0), (8, 9))
+    assert (got.permute(0, 2, 3, 1).numpy() == np.stack([images[i] for i in range(4)])).all()
+
+
+def test_a_whole_crop_is_a_slice_to_the_bit():
+    images = _images([(9, 12, 3)])
+    maps = np.array([[[1.0, 0, 3], [0, 1, 2]]])
+    got = warp(images, np.array([0]), maps, ONES, ZEROS, (5, 6))[0].permute(1, 2, 0).numpy()
+    assert (got == images[0][2:7, 3:9]).all()
+
+
+def test_layout_and_threads_do_not_change_a_pixel():
+    images = _images([(40, 50, 3), (70, 30, 3)] * 8)
+    rows = np.arange(16)
+    maps = _random_maps(images.shapes, (48, 48), 0.1)
+    scale, shift = ONES.repeat(16, 0), ZEROS.repeat(16, 0)
+    one = warp(images, rows, maps, scale, shift, (48, 48))
+    try:
+        torch.set_num_threads(3)
+        three = warp(images, rows, maps, scale, shift, (48, 48), channels_last=True)
+    finally:
+        torch.set_num_threads(1)
+    assert three.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(one, three)
+
+
+def test_shrinking_does_not_alias():
+    stripes = Images.from_array(np.tile(np.array([0, 255], np.uint8), (1, 64, 32))[..., None])
+    got = warp(stripes, np.array([0]), centre_crop(stripes.shapes, (16, 16)), ONES[:, :1], ZEROS[:, :1], (16, 16))
+    assert (got - 127.5).abs().max() < 1
+
+
+def test_halving_is_the_mean_of_four_pixels():
+    images = _images([(32, 32, 3)])
+    got = warp(images, np.array([0]), centre_crop(images.shapes, (16, 16)), ONES, ZEROS, (16, 16))[0]
+    expected = images[0].reshape(16, 2, 16, 2, 3).mean((1, 3)).transpose(2, 0, 1)
+    np.testing.assert_allclose(got.numpy(), expected, atol=1e-3)
+
+
+def test_the_centre_crop_of_a_smooth_photograph_is_pillows():
+    y, x = np.mgrid[:90, :120] / 20
+    smooth = np.stack([np.sin(x + k) * np.cos(y - k) * 120 + 128 for k in range(3)], -1).astype(np.uint8)
+    images = Images.from_list([smooth])
+    got = warp(images, np.array([0]), centre_crop(images.shapes, (45, 45)), ONES, ZEROS, (45, 45))[0]
+    half = Image.fromarray(smooth).resize((60, 45), Image.Resampling.BOX)
+    expected = np.asarray(half)[:, 7:52].astype(float)  # 7.5 pixels are cut off at each side
+    expected = (expected + np.asarray(half)[:, 8:53]) / 2
+    assert np.abs(got.permute(1, 2, 0).numpy() - expected).max() < 2
+
+
+def test_grey_fills_all_channels():
+    images = Images.from_array(np.arange(16, dtype=np.uint8).reshape(1, 4, 4))
+    for kernel in ("auto", "reference"):
+        got = warp(images, np.array([0]), centre_crop(images.shapes, (4, 4)), ONES, ZEROS, (4, 4), kernel=kernel)
+        assert all(torch.allclose(got[0, k], torch.arange(16.0).reshape(4, 4)) for k in range(3))
+
+
+def _many() -> bytes:
+    pixels = np.arange(64 * 64 * 3 * 8, dtype=np.uint64).astype(np.uint8).reshape(8, 64, 64, 3)
+    images = Images.from_array(pixels)
+    maps = centre_crop(images.shapes, (64, 64))
+    return warp(images, np.arange(8), maps, ONES.repeat(8, 0), ZEROS.repeat(8, 0), (64, 64)).numpy().tobytes()
+
+
+def _in_child(queue):
+    queue.put(_many())
+
+
+@pytest.fixture
+def two_threads():
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_it_works_in_a_forked_child():
+    expected = _many()  # the pool of threads exists before the fork
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_in_child, args=(queue,), daemon=True)
+    child.start()
+    try:
+        assert queue.get(timeout=60) == expected
+    finally:
+        child.kill()
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_it_works_in_several_threads_at_once():
+    expected = _many()
+    with ThreadPoolExecutor(4) as pool:
+        assert [future.result(60) for future in [pool.submit(_many) for _ in range(8)]] == [expected] * 8
