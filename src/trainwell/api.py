@@ -1,6 +1,7 @@
 """`fit` and `resume`: from a source of data to a run on disk."""
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ def fit(
     *,
     out: Path | str | None = None,
     recipe: Recipe | None = None,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     loss: losses.Loss | None = None,
     metrics: dict[str, Metric] | None = None,
     on_epoch_end: OnEpochEnd | None = None,
@@ -52,7 +53,7 @@ def fit(
         source: whatever `trainwell.load` takes: a folder of class folders, an `.npz` file, arrays, "digits", `Data`.
         out: the run directory; by default a new one below `runs/`.
         recipe: how to train; by default `Recipe()`.
-        model: a module to train in place of the one the recipe names; its weights are where training starts.
+        model: a module to train, from the weights it has; or the name of one, as in the recipe.
         loss: a function of outputs and targets in place of the task's own (cross-entropy, or mean squared error).
         metrics: further figures: name to function of all outputs and targets.
         on_epoch_end: called with the trainer and the epoch's row; may call `trainer.stop("why")`.
@@ -81,22 +82,19 @@ def fit(
         >>> run.result["test_accuracy"] > 0.85
         True
     """
+    if isinstance(model, str):
+        fields["model"], model = model, None
     given = dataclasses.replace(recipe or Recipe(), **_known(fields))
     custom = Custom(model, loss, metrics or {})
     folder = Path(out) if out is not None else _unused_folder(source)
+    options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
+    options |= {"short_side": short_side, "strict": strict}
     if overwrite:
         remove_run(folder)
     elif resume and (folder / "run.json").exists():
-        _refuse_other(folder, given)
-        return _resume(folder, source, custom, on_epoch_end, save_seconds, quiet)
+        _refuse_other(folder, given, options)
+        return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
     refuse_used(folder)
-    options: dict[str, Any] = {
-        "val": val,
-        "test": test,
-        "split_seed": split_seed,
-        "short_side": short_side,
-        "strict": strict,
-    }
     with at_work_in(folder), Display(quiet) as display:
         data = load(source, **options, quiet=quiet)
         with prepared(data, given, custom, folder, display) as trainer:
@@ -108,7 +106,7 @@ def resume(
     path: Path | str,
     *,
     data: Any = None,
-    model: nn.Module | None = None,
+    model: nn.Module | str | None = None,
     loss: losses.Loss | None = None,
     metrics: dict[str, Metric] | None = None,
     on_epoch_end: OnEpochEnd | None = None,
@@ -120,7 +118,8 @@ def resume(
     Args:
         path: the run directory.
         data: the data again, where the run was given arrays; folders, files and digits are found by themselves.
-        model: the module again, where the run was given one (its weights do not matter).
+        model: the module again, where the run was given one (its weights do not matter); or its name again, where
+            that is "package.module:function": no code is run because a file names it.
         loss: the loss again, where the run was given one.
         metrics: the metrics again, likewise.
         on_epoch_end: as in `fit`.
@@ -133,7 +132,9 @@ def resume(
     Raises:
         InputError: the data are no longer the same, or something is missing that the run was given.
     """
-    return _resume(Path(path), data, Custom(model, loss, metrics or {}), on_epoch_end, save_seconds, quiet)
+    module, name = (None, model) if isinstance(model, str) else (model, "auto")
+    custom = Custom(module, loss, metrics or {})
+    return _resume(Path(path), data, custom, name, on_epoch_end, save_seconds, quiet)
 
 
 def check(source: Any, *, recipe: Recipe | None = None, quiet: bool = False, **options: Any) -> DryRun:
@@ -205,22 +206,35 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _refuse_other(folder: Path, given: Recipe) -> None:
-    """Refuses to resume a run by another recipe than its own; no recipe at all stands for its own."""
-    then, now = Run(folder).info["given"]["recipe"], given.changes()
-    for name in sorted({*then, *now}):
-        if now and then.get(name) != now.get(name):
-            default = getattr(Recipe(), name)
+def _refuse_other(folder: Path, given: Recipe, options: dict[str, Any]) -> None:
+    """Refuses to resume a run as something else than it is; what is left at its default asks for nothing."""
+    info = Run(folder).info
+    then = {**dataclasses.asdict(Recipe()), **info["given"]["recipe"], **info["data_options"]}
+    defaults = inspect.signature(load).parameters
+    now = given.changes() | {name: value for name, value in options.items() if value != defaults[name].default}
+    for name, value in now.items():
+        if then[name] != value:
             raise InputError(
-                f"{folder} was started with {name}={then.get(name, default)!r}, not {now.get(name, default)!r}; "
+                f"{folder} was started with {name}={then[name]!r}, not {value!r}; "
                 "resume it as it is, or choose another --out"
             )
 
 
 def _resume(
-    folder: Path, data: Any, custom: Custom, on_epoch_end: OnEpochEnd | None, save_seconds: float, quiet: bool
+    folder: Path,
+    data: Any,
+    custom: Custom,
+    name: str,
+    on_epoch_end: OnEpochEnd | None,
+    save_seconds: float,
+    quiet: bool,
 ) -> Run:
     run = Run(folder, custom.model)
+    if ":" in run.recipe.model and custom.model is None and name != run.recipe.model:
+        raise InputError(
+            f"the model of {folder} is code, {run.recipe.model!r}, which is not run because a file names it; "
+            f"if you trust it, name it again: --model {run.recipe.model}"
+        )
     needs = run.info["given"]
     for name in ("model", "loss"):
         if needs[name] and getattr(custom, name) is None:

@@ -117,13 +117,16 @@ class Predict:
     probabilities: bool = False
     """print the probability of every class"""
 
+    model: str | None = None
+    """the run's package.module:function again, where its model is code of yours"""
+
     def __call__(self) -> None:
         """Predicts and prints."""
         from trainwell.run import Run
 
         if not self.images:
             raise InputError("give image files or folders: trainwell predict runs/first new/*.jpg")
-        predictions = Run(self.run).predict(list(self.images))
+        predictions = Run(self.run, self.model).predict(list(self.images))
         rows = _rows(predictions, self.probabilities)
         {"table": _print_table, "csv": _print_csv, "json": _print_json}[self.format](rows)
         for item in predictions.skipped:

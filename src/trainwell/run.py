@@ -59,13 +59,14 @@ class Run:
 
     Args:
         path: the run directory.
-        model: the module of a run whose model is not one of ours, for its weights to be loaded into.
+        model: where the run's model is code of yours: the module for its weights to be loaded into, or its name again,
+            "package.module:function".
 
     Raises:
         InputError: there is no run at `path`.
     """
 
-    def __init__(self, path: Path | str, model: nn.Module | None = None) -> None:
+    def __init__(self, path: Path | str, model: nn.Module | str | None = None) -> None:
         self.path, self._given = Path(path), model
         try:
             self.info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
@@ -112,12 +113,14 @@ class Run:
         path, about = self.path / "model.safetensors", self.info["model"]
         if not path.exists():
             raise InputError(f"{self.path} has no model yet; go on with `trainwell fit --resume --out {self.path}`")
+        if isinstance(self._given, str) and self._given != about["name"]:
+            raise InputError(f"the model of {self.path} is {about['name']!r}, not {self._given!r}")
         if self._given is None and about["name"].startswith("custom"):
             raise InputError(f"{self.path} was trained with a model of yours; give it: Run(path, model=…)")
         module = models.create(
             self._given if self._given is not None else about["name"],
             num_classes=about["num_classes"], in_chans=about["in_chans"], img_size=about["img_size"],
-            in_features=about["in_features"], drop_rate=self.recipe.drop_rate, allow_code=False,
+            in_features=about["in_features"], drop_rate=self.recipe.drop_rate, allow_code=self._given is not None,
         )  # fmt: skip
         try:
             module.load_state_dict(load_file(path))

@@ -1,11 +1,13 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from scipy.stats import binomtest
 from sklearn.metrics import accuracy_score
 
-from trainwell.train.metrics import accuracy, wilson_interval
+from trainwell.train.metrics import accuracy, bootstrap_interval, wilson_interval
 
 
 @given(st.data(), st.integers(1, 100_000), st.floats(0.5, 0.999))
@@ -39,3 +41,20 @@ def test_accuracy_is_sklearns():
 def test_accuracy_refuses_shapes_that_do_not_fit(outputs, targets):
     with pytest.raises(ValueError):
         accuracy(outputs, targets)
+
+
+def test_the_bootstrap_interval_is_scipys():
+    rng = np.random.default_rng(0)
+    values = rng.exponential(size=200)
+    ours = bootstrap_interval(lambda outputs, _: float(outputs.mean()), torch.from_numpy(values), torch.zeros(200))
+    theirs = stats.bootstrap((values,), np.mean, method="percentile", rng=rng).confidence_interval
+    width = theirs.high - theirs.low
+    assert abs(ours[0] - theirs.low) < 0.1 * width
+    assert abs(ours[1] - theirs.high) < 0.1 * width
+
+
+def test_the_bootstrap_interval_is_the_same_every_time():
+    draws = [
+        bootstrap_interval(lambda o, t: float((o - t).abs().max()), torch.arange(9.0), torch.ones(9)) for _ in "ab"
+    ]
+    assert draws[0] == draws[1]

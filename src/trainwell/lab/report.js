@@ -1,6 +1,6 @@
 // Draws the page's charts in the reader's theme and to the reader's screen; draws again when either changes.
 (() => {
-  const charts = JSON.parse(document.getElementById("charts").textContent);
+  const { template, charts } = JSON.parse(document.getElementById("charts").textContent);
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const touch = matchMedia("(pointer: coarse)").matches;
   const plain = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
@@ -32,7 +32,8 @@
       const width = box.clientWidth;
       const height = chart.square ? Math.max(260, Math.min(width, chart.height)) : chart.height;
       const { data, layout } = themed(chart.figure, style);
-      Object.assign(layout, { width, height, dragmode: touch ? false : "zoom" });
+      Object.assign(layout, { width, height, template: themed(template, style), dragmode: touch ? false : "zoom" });
+      layout.uirevision = "kept"; // a zoom outlives another theme or size
       for (const [axis, names] of Object.entries(chart.labels)) {
         // One row of text needs about 14 px: name every class, or every second, third, … one.
         const room = (axis === "xaxis" ? width : height) * 0.8;
@@ -43,6 +44,11 @@
         const flat = Math.max(...texts.map((text) => text.length)) * 8 < (room / names.length) * step;
         Object.assign(layout[axis], { tickmode: "array", tickvals: shown, ticktext: texts });
         if (axis === "xaxis") layout[axis].tickangle = flat ? 0 : -90;
+        if (axis === "xaxis" && !flat && width < 480) {
+          // Upright names would take the room of the chart itself; the rows carry the same ones.
+          layout[axis].showticklabels = false;
+          layout.height -= 80;
+        }
       }
       // Numbers written into cells are as large as the cells let them be, or go.
       for (const trace of data.filter((trace) => trace.mode === "text")) {

@@ -174,7 +174,7 @@ class Trainer:
                     self._end_epoch()
                 if interrupted():
                     self.save()
-                    raise KeyboardInterrupt(f"interrupted after step {self.step} of {self.total_steps}, all of it saved")
+                    raise KeyboardInterrupt(f"interrupted and saved after step {self.step} of {self.total_steps}")
                 if time.monotonic() - self._saved >= self.save_seconds or self.stop_reason:
                     self.save()
 
@@ -197,12 +197,13 @@ class Trainer:
             self.stop_reason = (
                 f"no gain in {self.recipe.monitor} for {self.recipe.patience} {self.recipe.patience_unit}"
             )
+        self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
         if self.on_epoch_end:
             self.on_epoch_end(self, row)
-        self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
         if self.recipe.on_nonfinite == "halve":
             self.save()
 
+    @torch.no_grad()
     def validate(self) -> Row:
         """Returns the figures of the validation part."""
         outputs, targets = outputs_of(self.model, self.val, self.hardware.autocast())

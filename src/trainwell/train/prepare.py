@@ -44,6 +44,9 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, folder: Path | None, di
         folder: where history and checkpoints go; `None` keeps nothing.
         display: told what was chosen.
     """
+    if data.skipped:
+        some = "; ".join(f"{item.path}: {item.reason}" for item in data.skipped[:3])
+        display.say(f"left out {len(data.skipped):,} files ({some}{'; …' if len(data.skipped) > 3 else ''})")
     images = data.images
     size = images.size if images is not None else None
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)

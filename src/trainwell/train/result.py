@@ -18,6 +18,7 @@ from trainwell.train.metrics import bootstrap_interval, wilson_interval
 _MOST_MISTAKES, _THUMBNAIL = 24, 160
 
 
+@torch.no_grad()
 def write_result(folder: Path, trainer: Trainer, data: Data, test: Batches) -> dict[str, Any]:
     """Puts the kept weights into the trainer's model, measures them on the test part, and writes it all down.
 

@@ -1,0 +1,45 @@
+"""Every technique, once: the suites in `test_techniques.py` run over this table, so a new one is proved by a row."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+
+class WithDropout(nn.Sequential):
+    """A small network with torch's own noise in it, for images of 8 by 8 grey pixels."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2), nn.Flatten(),
+            nn.Linear(512, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A technique and how `fit` switches it on."""
+
+    name: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    model: Callable[[], nn.Module | str] = WithDropout
+
+
+TECHNIQUES = [
+    Technique("plain"),
+    Technique("a model by its name", {"drop_rate": 0.2}, model=lambda: "resnet8"),
+    Technique("sgd", {"optimizer": "sgd", "lr": 0.05}),
+    Technique("adam", {"optimizer": "adam"}),
+    Technique("rmsprop", {"optimizer": "rmsprop"}),
+    Technique("adagrad", {"optimizer": "adagrad"}),
+    Technique("constant rate", {"schedule": "constant", "warmup": 0.0}),
+    Technique("label smoothing", {"label_smoothing": 0.1}),
+    Technique("gradient clipping", {"clip_grad": 0.5}),
+    Technique("gradient accumulation", {"batch_size": 24, "grad_accum_steps": 3}),
+    Technique("early stopping", {"patience": 1}),
+    Technique("early stopping by steps", {"patience": 3, "patience_unit": "steps", "monitor": "val_loss"}),
+    Technique("halving", {"on_nonfinite": "halve"}),
+    Technique("bf16", {"precision": "bf16", "memory_format": "channels_last"}),
+    Technique("fp32", {"precision": "fp32", "memory_format": "contiguous"}),
+]

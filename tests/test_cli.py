@@ -1,0 +1,191 @@
+"""The command line, as a person at a shell meets it."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+import trainwell as tw
+from trainwell.cli import main
+
+QUICK = ["--threads", "1", "--batch-size", "64"]
+
+
+def _main(capsys, *words):
+    """Runs a command in this process; returns its exit code, output and messages."""
+    try:
+        main([str(word) for word in words])
+        code = 0
+    except SystemExit as end:
+        code = end.code
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return tw.fit("digits", out=tmp_path_factory.mktemp("runs") / "run", epochs=6, threads=1, quiet=True)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder, data = tmp_path_factory.mktemp("images"), tw.load("digits")
+    for row in range(4):
+        Image.fromarray(data.images[row][..., 0]).save(folder / f"{row}.png")
+    (folder / "x.txt").write_text("no image")
+    return folder
+
+
+def test_fit_says_how_it_goes_and_how_well_it_does(capsys, tmp_path):
+    code, out, err = _main(capsys, "fit", "digits", "--out", tmp_path / "run", "--epochs", 2, *QUICK)
+    assert code == 0
+    assert out.strip() == str(tmp_path / "run")
+    assert "1,257 to train, 270 to val, 270 to test" in err
+    assert "epoch   1  rate" in err
+    assert "% right on 270 samples never seen (95 % interval" in err
+    assert str(tmp_path / "run" / "report.html") in err
+
+
+def test_quiet_prints_the_accuracy_alone(capsys, tmp_path):
+    code, out, err = _main(capsys, "fit", "digits", "--out", tmp_path / "r", "--epochs", 1, "--quiet", *QUICK)
+    assert (code, err) == (0, "")
+    assert float(out) == tw.Run(tmp_path / "r").result["test_accuracy"]
+
+
+def test_a_recipe_file_comes_before_the_flags(capsys, tmp_path):
+    (tmp_path / "r.toml").write_text('epochs = 1\nlr = 0.004\noptimizer = "sgd"\n')
+    words = ["fit", "digits", "--out", tmp_path / "run", "--recipe-file", tmp_path / "r.toml", "--optimizer", "adam"]
+    assert _main(capsys, *words, *QUICK)[0] == 0
+    recipe = tw.Run(tmp_path / "run").recipe
+    assert (recipe.optimizer, recipe.lr) == ("adam", 0.004)
+
+
+def test_the_recipe_of_a_run_makes_the_run_again(capsys, run, tmp_path):
+    words = ["fit", "digits", "--out", tmp_path / "again", "--recipe-file", run.path / "recipe.toml", "--quiet"]
+    assert _main(capsys, *words)[0] == 0
+    again = tmp_path / "again" / "model.safetensors"
+    assert again.read_bytes() == (run.path / "model.safetensors").read_bytes()
+
+
+def test_a_dry_run_checks_and_keeps_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = _main(capsys, "fit", "digits", "--dry-run", *QUICK)
+    assert code == 0
+    assert "near ln(classes) = 2.303" in out
+    assert "learnt by heart" in out
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit"], "give a folder of class folders"),
+        (["fit", "nowhere"], "no file or folder"),
+        (["fit", "digits", "--resume"], "--resume needs --out"),
+        (["fit", "digits", "--epochs", "0"], "epochs must be at least 1"),
+        (["fit", "digits", "--epochs", "2", "--minutes", "1"], "epochs and minutes each"),
+        (["fit", "digits", "--recipe-file", "gone.toml"], "gone.toml: no recipe"),
+        (["predict", "gone", "a.jpg"], "gone holds no run"),
+        (["report", "gone"], "gone holds no run"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = _main(capsys, *words)
+    assert (code, out) == (2, "")
+    assert err.startswith("trainwell: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["fit", "digits", "--epoch", "3"], ["fit", "digits", "--optimizer", "sdg"], ["fti"]])
+def test_a_mistyped_word_gets_a_hint_and_code_2(words, capsys):
+    code, _, err = _main(capsys, *words)
+    assert code == 2
+    assert any(hint in err for hint in ("--epochs", "sgd", "fit"))
+    assert "Traceback" not in err
+
+
+def test_divergence_is_one_line_and_code_1(capsys, tmp_path):
+    words = ["fit", "digits", "--out", tmp_path / "run", "--lr", "1e30", "--optimizer", "sgd", "--warmup", "0"]
+    code, _, err = _main(capsys, *words, "--quiet", *QUICK)
+    assert code == 1
+    assert err.startswith("trainwell: not finite at step")
+    assert err.count("\n") == 1
+
+
+def test_predict_as_table_csv_and_json(capsys, run, images):
+    code, table, err = _main(capsys, "predict", run.path, images)
+    assert code == 0
+    assert "left out" in err
+    assert "x.txt" in err
+    assert all(f"{row}.png" in table for row in range(4))
+    rows = list(csv.DictReader(io.StringIO(_main(capsys, "predict", run.path, images, "--format", "csv")[1])))
+    assert [row["class"] for row in rows] == ["0", "1", "2", "3"]
+    words = ["predict", run.path, images / "0.png", images / "1.png", "--format", "json", "--probabilities"]
+    told = json.loads(_main(capsys, *words)[1])
+    assert [row["class"] for row in told] == ["0", "1"]
+    assert sum(told[0][str(k)] for k in range(10)) == pytest.approx(1, abs=2e-3)
+
+
+def test_report_is_written_anew(capsys, run):
+    (run.path / "report.html").unlink()
+    code, out, _ = _main(capsys, "report", run.path)
+    assert code == 0
+    assert out.strip() == str(run.path / "report.html")
+    assert (run.path / "report.html").exists()
+
+
+def test_help_reads_well(capsys):
+    code, out, _ = _main(capsys, "fit", "--help")
+    assert code == 0
+    assert "a folder of class folders" in out
+    assert "{None}" not in out
+    for command in ("fit", "predict", "report"):
+        assert command in _main(capsys, "--help")[1]
+
+
+def _started(*words):
+    """Starts a command and waits until it trains."""
+    process = subprocess.Popen([sys.executable, "-m", "trainwell", *map(str, words)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    while not (line := process.stderr.readline()).startswith("epoch"):
+        assert line or process.poll() is None
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on_and_does(number, tmp_path, capsys):
+    fit = ["fit", "digits", "--out", tmp_path / "run", "--epochs", "15", *QUICK]
+    process = _started(*fit)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"go on with: trainwell fit --resume --out {tmp_path / 'run'}" in err
+    assert "Traceback" not in err
+    assert _main(capsys, "fit", "--resume", "--out", tmp_path / "run", "--quiet")[0] == 0
+    assert tw.Run(tmp_path / "run").result["epochs"] == 15
+
+
+def test_output_that_nobody_reads_to_its_end(run, images):
+    command = [sys.executable, "-m", "trainwell", "predict", str(run.path), str(images)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "Traceback" not in process.stderr.read()
+    process.wait(60)
+
+
+def test_seconds_between_saves_change_nothing(tmp_path, capsys):
+    for name, seconds in (("often", 0), ("never", 1e9)):
+        words = ["fit", "digits", "--out", tmp_path / name, "--epochs", 2, "--save-seconds", seconds, "--quiet", *QUICK]
+        assert _main(capsys, *words)[0] == 0
+    often, never = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("often", "never"))
+    assert often == never

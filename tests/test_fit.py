@@ -1,0 +1,310 @@
+"""`fit`, `resume`, `check` and what they leave behind."""
+
+import json
+import os
+import threading
+import tomllib
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scipy.stats import binomtest
+from torch import nn
+
+import trainwell as tw
+from trainwell.api import check
+from trainwell.train.folder import at_work_in
+
+RNG = np.random.default_rng(0)
+CENTRES = RNG.normal(size=(3, 6)) * 3
+Y = np.arange(240) % 3
+X = (CENTRES[Y] + RNG.normal(size=(240, 6))).astype(np.float32)
+QUICK = {"epochs": 3, "batch_size": 32, "threads": 1, "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return tw.fit("digits", out=tmp_path_factory.mktemp("runs") / "digits", **{**QUICK, "epochs": 4})
+
+
+def test_a_run_leaves_model_history_result_and_report(digits):
+    left = set(os.listdir(digits.path))
+    assert left >= {"model.safetensors", "history.jsonl", "result.json", "report.html", "recipe.toml", "run.json",
+                    "split.safetensors", "evaluation.safetensors", "mistakes.json", "checkpoints"}  # fmt: skip
+    assert [row["epoch"] for row in digits.history] == [1, 2, 3, 4]
+    assert set(digits.history[0]) == {"epoch", "step", "samples", "lr", "train_loss", "train_accuracy", "val_loss",
+                                      "val_accuracy", "seconds"}  # fmt: skip
+    assert tomllib.loads((digits.path / "recipe.toml").read_text())["steps"] == digits.result["steps"] == 4 * 39
+
+
+def test_the_result_is_what_the_kept_model_does_on_the_test_part(digits):
+    split = load_file(digits.path / "split.safetensors")
+    data = tw.load("digits")
+    assert {name: len(rows) for name, rows in split.items()} == data.sizes
+    rows = split["test"].numpy()
+    images = np.stack([data.images[int(row)] for row in rows])
+    predictions = digits.predict(images)
+    right = sum(
+        label == data.classes[target] for label, target in zip(predictions.labels, data.test.targets[rows], strict=True)
+    )
+    assert digits.result["test_accuracy"] == right / len(rows)
+    interval = binomtest(right, len(rows)).proportion_ci(method="wilson")
+    assert digits.result["test_interval"] == pytest.approx([interval.low, interval.high])
+    best = max(row["val_accuracy"] for row in digits.history)
+    assert digits.result["val_accuracy"] == best
+
+
+def test_mistakes_are_mistakes_most_confident_first(digits):
+    mistakes = json.loads((digits.path / "mistakes.json").read_text())
+    data = tw.load("digits")
+    assert [m["confidence"] for m in mistakes] == sorted((m["confidence"] for m in mistakes), reverse=True)
+    pictures = load_file(digits.path / "mistakes.safetensors") if mistakes else {}
+    for place, mistake in enumerate(mistakes):
+        row = int(mistake["name"].removeprefix("sample "))
+        assert data.test.targets[row] == mistake["true"] != mistake["predicted"]
+        assert (pictures[str(place)].numpy() == data.images[row]).all()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(digits, tmp_path):
+    again = tw.fit("digits", out=tmp_path / "again", **{**QUICK, "epochs": 4})
+    other = tw.fit("digits", out=tmp_path / "other", seed=1, **{**QUICK, "epochs": 4})
+    weights = [(run.path / "model.safetensors").read_bytes() for run in (digits, again, other)]
+    assert weights[0] == weights[1] != weights[2]
+    splits = [(run.path / "split.safetensors").read_bytes() for run in (digits, other)]
+    assert splits[0] == splits[1]  # the split has a seed of its own
+
+
+def test_fit_leaves_the_process_as_it_was(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    tw.fit((X, Y), out=tmp_path / "run", **{**QUICK, "threads": 2})
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == 1
+
+
+def test_features(tmp_path):
+    run = tw.fit((X, Y), out=tmp_path / "run", **QUICK)
+    assert run.result["test_accuracy"] > 0.9
+    assert run.predict(X[:5]).outputs.shape == (5, 3)
+    with pytest.raises(tw.InputError, match=r"samples of shape \(6,\), not \(4,\)"):
+        run.predict(X[:, :4])
+    with pytest.raises(tw.InputError, match="not finite"):
+        run.predict(np.full((1, 6), np.nan))
+
+
+def test_regression_with_a_metric(tmp_path):
+    y = (X @ np.arange(6.0) / 10).astype(np.float32)
+    run = tw.fit((X, y), out=tmp_path / "run", metrics={"mae": lambda o, t: float((o[:, 0] - t).abs().mean())},
+                 **{**QUICK, "epochs": 40})  # fmt: skip
+    assert run.result["test_loss"] < 0.2 * y.var()
+    low, high = run.result["test_interval"]
+    assert low < run.result["test_loss"] < high
+    assert run.result["metrics"]["test_mae"]["value"] < 0.5 * np.abs(y - y.mean()).mean()
+    assert "val_mae" in run.history[0]
+    assert "test_accuracy" not in run.result
+    assert np.abs(run.predict(X).outputs[:, 0] - y).mean() < 0.5 * np.abs(y - y.mean()).mean()
+
+
+def test_several_labels_a_sample(tmp_path):
+    y = np.stack([Y == 0, Y != 2], 1).astype(np.float32)
+    run = tw.fit((X, y), out=tmp_path / "run", **{**QUICK, "epochs": 20})
+    assert run.info["task"] == "multilabel"
+    assert ((run.predict(X).outputs > 0) == y).mean() > 0.9
+
+
+def test_a_loss_of_ones_own(tmp_path):
+    def absolute(outputs, targets):
+        return (outputs[:, 0] - targets).abs().mean()
+
+    y = X[:, 0] * 2
+    run = tw.fit((X, y), out=tmp_path / "run", loss=absolute, **{**QUICK, "epochs": 20})
+    error = np.abs(run.predict(X[tw.load((X, y)).test.indices]).outputs[:, 0] - y[tw.load((X, y)).test.indices]).mean()
+    assert run.result["test_loss"] == pytest.approx(error, rel=1e-4)
+
+
+def test_minutes_fix_the_steps_before_they_are_taken(tmp_path):
+    run = tw.fit((X, Y), out=tmp_path / "run", minutes=0.05, batch_size=32, quiet=True, threads=1)
+    assert run.recipe.minutes is None
+    assert run.recipe.steps == run.result["steps"] >= 1
+    assert run.info["given"]["recipe"]["minutes"] == 0.05
+    assert run.history[-1]["lr"] < 1e-3 * max(row["lr"] for row in run.history) + 1e-4  # the schedule came to its end
+
+
+def test_minutes_leave_the_model_untouched(tmp_path):
+    from trainwell.train.display import Display
+    from trainwell.train.prepare import Custom, prepared
+
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    data = tw.load((X, Y))
+    with prepared(data, tw.Recipe(minutes=0.02, batch_size=32), Custom(model), None, Display(quiet=True)) as trainer:
+        assert trainer.recipe.steps is not None
+        assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_a_check_learns_a_batch_by_heart_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = check("digits", recipe=tw.Recipe(threads=1), quiet=True)
+    assert found.learns
+    assert found.starts_at_chance
+    assert found.chance_loss == pytest.approx(np.log(10))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_check_tells_of_a_model_that_cannot_learn_and_of_a_bad_start():
+    class Deaf(nn.Linear):
+        def forward(self, x):
+            return super().forward(x * 0) * 0 + self.bias * 0 + torch.tensor([0.0, 50.0, 0.0])
+
+    from trainwell.train.display import Display
+    from trainwell.train.dry_run import dry_run
+    from trainwell.train.prepare import Custom, prepared
+
+    with prepared(tw.load((X, Y)), tw.Recipe(), Custom(Deaf(6, 3)), None, Display(quiet=True)) as trainer:
+        found = dry_run(trainer, 3, most_steps=5)
+    assert not found.learns
+    assert not found.starts_at_chance
+
+
+# ------------------------------------------------------------------ resuming, and what is refused
+
+
+def _cut(out, epochs=4, **options):
+    """Leaves a run that was interrupted after its second epoch."""
+
+    def interrupt(trainer, row):
+        if row["epoch"] == 2:
+            trainer.save()
+            raise SystemError
+
+    with pytest.raises(SystemError):
+        tw.fit("digits", out=out, on_epoch_end=interrupt, **{**QUICK, "epochs": epochs, **options})
+
+
+def test_resume_by_fit_and_by_path_give_the_bits_of_an_uninterrupted_run(digits, tmp_path):
+    for number, go_on in enumerate(
+        [
+            lambda out: tw.resume(out, quiet=True),
+            lambda out: tw.fit("digits", out=out, resume=True, **{**QUICK, "epochs": 4}),
+        ]
+    ):
+        _cut(tmp_path / str(number))
+        resumed = go_on(tmp_path / str(number))
+        assert (resumed.path / "model.safetensors").read_bytes() == (digits.path / "model.safetensors").read_bytes()
+
+
+def test_resume_with_a_damaged_checkpoint_uses_the_one_before(digits, tmp_path):
+    _cut(tmp_path / "run", save_seconds=0)
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "tensors.safetensors").write_bytes(b"rubbish")
+    with pytest.warns(UserWarning, match=newest.name):
+        resumed = tw.resume(tmp_path / "run", quiet=True)
+    assert (resumed.path / "model.safetensors").read_bytes() == (digits.path / "model.safetensors").read_bytes()
+
+
+def test_a_done_run_is_returned_as_it_is(digits):
+    before = (digits.path / "model.safetensors").stat().st_mtime_ns
+    assert tw.resume(digits.path, quiet=True).result == digits.result
+    assert (digits.path / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"epochs": 9}, "started with epochs=4, not 9"), ({"lr": 0.5}, "lr=None, not 0.5"),
+     ({"val": 0.3}, "val=0.15, not 0.3"), ({"split_seed": 1}, "split_seed=0, not 1")],
+)  # fmt: skip
+def test_resuming_as_something_else_is_refused(digits, change, message):
+    with pytest.raises(tw.InputError, match=message):
+        tw.fit("digits", out=digits.path, resume=True, **{**QUICK, "epochs": 4, **change})
+
+
+def test_resuming_on_other_data_is_refused(tmp_path):
+    np.savez(tmp_path / "d.npz", x=X, y=Y)
+
+    def interrupt(trainer, row):
+        raise SystemError
+
+    with pytest.raises(SystemError):
+        tw.fit(tmp_path / "d.npz", out=tmp_path / "run", on_epoch_end=interrupt, **QUICK)
+    np.savez(tmp_path / "d.npz", x=X + 1, y=Y)
+    with pytest.raises(tw.InputError, match="not what .* was trained on"):
+        tw.resume(tmp_path / "run", quiet=True)
+
+
+def test_what_was_given_must_be_given_again(tmp_path):
+    def interrupt(trainer, row):
+        raise SystemError
+
+    def loss(outputs, targets):
+        return outputs.square().mean()
+
+    with pytest.raises(SystemError):
+        tw.fit((X, Y), out=tmp_path / "run", model=nn.Linear(6, 3), loss=loss, metrics={"zero": lambda o, t: 0.0},
+               on_epoch_end=interrupt, **QUICK)  # fmt: skip
+    for given, message in [
+        ({}, "given a model of yours"),
+        ({"model": nn.Linear(6, 3)}, "given a loss of yours"),
+        ({"model": nn.Linear(6, 3), "loss": loss}, "lacks zero"),
+        ({"model": nn.Linear(6, 3), "loss": loss, "metrics": {"zero": lambda o, t: 0.0}}, "trained on arrays"),
+    ]:
+        with pytest.raises(tw.InputError, match=message):
+            tw.resume(tmp_path / "run", quiet=True, **given)
+
+
+def test_a_used_folder_is_refused_and_nothing_in_it_touched(digits, tmp_path):
+    with pytest.raises(tw.InputError, match="holds a run.*--resume.*--overwrite"):
+        tw.fit("digits", out=digits.path, **QUICK)
+    (tmp_path / "thesis.txt").write_text("all my work")
+    for overwrite in (False, True):
+        with pytest.raises(tw.InputError, match="not empty and holds no run"):
+            tw.fit("digits", out=tmp_path, overwrite=overwrite, **QUICK)
+    assert (tmp_path / "thesis.txt").read_text() == "all my work"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(tw.InputError, match="is a file"):
+        tw.fit("digits", out=tmp_path / "file", **QUICK)
+
+
+def test_two_runs_cannot_share_a_folder(tmp_path):
+    started, finish = threading.Event(), threading.Event()
+
+    def work():
+        with at_work_in(tmp_path / "run"):
+            started.set()
+            finish.wait(60)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    started.wait(60)
+    try:
+        with pytest.raises(tw.InputError, match="another run is at work"):
+            tw.fit("digits", out=tmp_path / "run", **QUICK)
+    finally:
+        finish.set()
+        thread.join(60)
+
+
+def test_overwrite_starts_anew(tmp_path):
+    tw.fit((X, Y), out=tmp_path / "run", **QUICK)
+    run = tw.fit((X, Y), out=tmp_path / "run", overwrite=True, **{**QUICK, "epochs": 1})
+    assert len(run.history) == 1
+
+
+def test_without_out_a_new_folder_below_runs_is_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert str(tw.fit((X, Y), **{**QUICK, "epochs": 1}).path) == os.path.join("runs", f"run-{number}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [({"epoch": 3}, "did you mean 'epochs'"), ({"device": "gpu"}, "device 'gpu' cannot be used"),
+     ({"model": "resnet9"}, "unknown model 'resnet9'"), ({"model": "resnet8"}, "needs images")],
+)  # fmt: skip
+def test_bad_input_is_one_clear_line_and_leaves_no_run(fields, message, tmp_path):
+    with pytest.raises(tw.InputError, match=message) as caught:
+        tw.fit((X, Y), out=tmp_path / "run", **{**QUICK, **fields})
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run" / "run.json").exists()
+    tw.fit((X, Y), out=tmp_path / "run", **{**QUICK, "epochs": 1})  # the folder can be used afterwards
