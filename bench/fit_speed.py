@@ -5,7 +5,7 @@
 - plain: the loop of the tutorials. A Dataset that opens each file with Pillow, DataLoader with shuffle and two
   workers, fp32, AdamW as it comes.
 - plain, bf16: the same with bf16 autocast and channels_last, so that only the loop differs from ours.
-- bare: forward, backward and step on one batch that is ready in memory, fp32 or bf16 with channels_last: no data at all.
+- bare: forward, backward and step on one batch that is ready in memory, fp32, or bf16 with channels_last.
 - ours: the training loop of `fit` over the decoded store.
 
 All contenders take the same steps of the same size with the same model, in turn, round after round; a figure is the
@@ -153,15 +153,15 @@ def main() -> None:
                         seconds[name].append(time.perf_counter() - began)
 
     machine = trainer.hardware
-    print(f"{options.rounds} rounds of {options.steps} steps of {BATCH}; {options.threads} threads; torch {torch.__version__}; "
-          f"ours in {machine.precision}, {machine.memory_format}")  # fmt: skip
+    print(f"{options.rounds} rounds of {options.steps} steps of {BATCH}; {options.threads} threads; "
+          f"torch {torch.__version__}; ours in {machine.precision}, {machine.memory_format}")  # fmt: skip
     for name, times in seconds.items():
         ratio = statistics.median(other / own for other, own in zip(times, seconds["ours"], strict=True))
         speeds = [options.steps * BATCH / one for one in times]
         print(f"{name:12} {statistics.median(speeds):8,.0f} images/s ({min(speeds):,.0f} to {max(speeds):,.0f});  "
               f"ours is {ratio:.2f}x as fast")  # fmt: skip
-    print(f"first epoch of {len(files):,} files from a cold cache: plain fp32 {cold_plain:.1f} s, ours {cold_ours:.1f} s "
-          f"with decoding and compiling: {cold_plain / cold_ours:.2f}x")  # fmt: skip
+    print(f"first epoch of {len(files):,} files from a cold cache: plain fp32 {cold_plain:.1f} s, "
+          f"ours {cold_ours:.1f} s with decoding and compiling: {cold_plain / cold_ours:.2f}x")  # fmt: skip
 
 
 if __name__ == "__main__":

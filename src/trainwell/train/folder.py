@@ -97,7 +97,7 @@ def describe(folder: Path, data: Data, given: Recipe, custom: Custom, trainer: T
             "loss": custom.loss is not None,
             "metrics": sorted(custom.metrics),
         },
-        "command": _command(data.source, folder, given),
+        "command": _command(data.source, folder, given, custom),
     }
     rows = {name: torch.from_numpy(part.indices) for name, part in data.parts.items()}
     write_atomically(folder / "split.safetensors", save(rows))
@@ -105,11 +105,14 @@ def describe(folder: Path, data: Data, given: Recipe, custom: Custom, trainer: T
     write_atomically(folder / "run.json", json.dumps(info, indent=2) + "\n")
 
 
-def _command(source: str, folder: Path, given: Recipe) -> str:
+def _command(source: str, folder: Path, given: Recipe, custom: Custom) -> str:
     """Returns how to make the run again from a shell, or in Python where a shell cannot say it."""
     changes: dict[str, Any] = given.changes()
-    if source == "arrays":
-        return f"tw.fit(data, out={str(folder)!r}{''.join(f', {name}={value!r}' for name, value in changes.items())})"
+    yours = [name for name in ("model", "loss", "metrics") if getattr(custom, name) not in (None, {})]
+    if source == "arrays" or yours:
+        first = "data" if source == "arrays" else repr(source)
+        words = [f"{name}={name}" for name in yours] + [f"{name}={value!r}" for name, value in changes.items()]
+        return f"tw.fit({', '.join([first, f'out={str(folder)!r}', *words])})"
     words = ["trainwell", "fit", source, "--out", str(folder)]
     for name, value in changes.items():
         flag = name.replace("_", "-")

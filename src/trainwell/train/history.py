@@ -43,7 +43,7 @@ def read(path: Path) -> list[Row]:
     Raises:
         InputError: any other line is not JSON.
     """
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")
     rows: list[Row] = []
     for number, line in enumerate(lines[:-1], 1):  # what follows the last newline is not whole
         try:

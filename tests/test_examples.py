@@ -1,0 +1,70 @@
+"""What the documentation shows runs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import trainwell as tw
+
+ROOT = Path(__file__).parent.parent
+
+
+def _blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    [block] = _blocks(ROOT / "README.md", "python")
+    exec(compile(block, "README.md", "exec"), {})
+    accuracy, label = capsys.readouterr().out.splitlines()
+    assert 0.5 < float(accuracy.split()[0]) <= 1
+    assert re.fullmatch(r"\['\d'\]", label)
+
+
+def test_the_readmes_recipe_is_one(tmp_path):
+    [block] = _blocks(ROOT / "README.md", "toml")
+    assert tw.Recipe.from_dict(tomllib.loads(block)).patience == 8
+
+
+def test_the_readmes_pictures_and_links_are_there():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_bare_loop_runs_and_is_short():
+    path = ROOT / "examples" / "bare_loop.py"
+    assert len(path.read_text().splitlines()) < 40
+    done = subprocess.run([sys.executable, path, "3"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(re.findall(r"validation: ([\d.]+)", done.stdout)[0]) > 0.5
+
+
+def _seeds(csv: Path, seeds: int) -> str:
+    words = ["digits", "--csv", csv, "--seeds", seeds, "--limit", '{"train": 300, "test": 100}', "a: epochs=1",
+             "b: epochs=2 optimizer=sgd"]  # fmt: skip
+    command = [sys.executable, ROOT / "bench" / "seeds.py", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_seeds_runner_goes_on_where_it_was_and_pairs_by_seed(tmp_path):
+    csv = tmp_path / "rows.csv"
+    _seeds(csv, 1)
+    first = csv.read_text().splitlines()
+    said = _seeds(csv, 2)
+    rows = csv.read_text().splitlines()
+    assert rows[: len(first)] == first
+    assert len(rows) == 1 + 4
+    assert said.count("rows, the last") == 2
+    paired = re.findall(r"\|  ([+-][\d.]+) \[", said)
+    columns = [row.rsplit(",", 6) for row in rows[1:]]
+    by_name = {name: [float(c[1]) for c in columns if c[0].startswith(name)] for name in "ab"}
+    mean = sum(b - a for a, b in zip(by_name["a"], by_name["b"], strict=True)) / 2
+    assert float(paired[0]) == pytest.approx(mean, abs=1e-4)
