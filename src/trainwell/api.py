@@ -17,7 +17,7 @@ from trainwell.run import Run
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, dry_run
-from trainwell.train.folder import at_work_in, describe, refuse_used, remove_run
+from trainwell.train.folder import at_work_in, describe, refuse_used, remove_leavings, remove_run
 from trainwell.train.history import Row
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.prepare import Custom, prepared
@@ -96,8 +96,10 @@ def fit(
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
     refuse_used(folder)
     with at_work_in(folder), Display(quiet) as display:
+        remove_leavings(folder)
         data = load(source, **options, quiet=quiet)
         with prepared(data, given, custom, folder, display) as trainer:
+            trainer.save()  # before the folder is a run, so that a run can always be resumed
             describe(folder, data, given, custom, trainer)
             return _train(folder, data, trainer, on_epoch_end, save_seconds, display)
 
@@ -178,7 +180,8 @@ def _train(
     result = write_result(folder, trainer, data, test)
     run = Run(folder, trainer.model if trainer.recipe.model.startswith("custom") else None)
     report = run.report()
-    display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; report: {report}")
+    display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; the model and its history are in {folder}")
+    display.say(f"report: {report}")
     display.say(sentence(result, len(data.test)))
     return run
 

@@ -1,3 +1,6 @@
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -70,6 +73,21 @@ def test_an_epoch_goes_on_at_any_batch():
         batches.batch(0, 4)
 
 
+def test_batches_survive_pickling_and_a_copy_with_another_seed_has_its_own_order():
+    batches = Batches(_part(), 6, shuffle=True, seed=1)
+    expected = batches.batch(3, 1)
+    again = pickle.loads(pickle.dumps(batches)).batch(3, 1)
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    other = copy.copy(batches)
+    other.seed = 2
+    assert np.array_equal(other.rows(3, 1), Batches(_part(), 6, shuffle=True, seed=2).rows(3, 1))
+
+
+def test_batches_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        Batches(_part(), 0)
+
+
 def test_images_are_normalised_by_the_training_part():
     part = _part()
     mean, std = statistics(part)
@@ -86,6 +104,13 @@ def test_features_are_standardised_as_scikit_learn_does():
     part = Part(values, np.zeros(30), np.arange(20))
     x = Batches(part, 20).batch(0, 0)[0]
     np.testing.assert_allclose(x.numpy(), StandardScaler().fit_transform(values[:20].astype(float)), atol=1e-5)
+
+
+def test_figures_of_many_features_are_those_of_all_at_once():
+    values = (RNG.normal(1e3, 1, (20_000, 3)) * [1, 10, 0.01]).astype(np.float32)
+    mean, std = statistics(Part(values, np.zeros(20_000), np.arange(0, 20_000, 2)))
+    np.testing.assert_allclose(mean, values[::2].astype(float).mean(0), rtol=1e-12)
+    np.testing.assert_allclose(std, values[::2].astype(float).std(0), rtol=1e-9)
 
 
 def test_features_with_channels_are_standardised_by_channel():

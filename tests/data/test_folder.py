@@ -94,6 +94,17 @@ def test_a_divided_folder_is_seen(tmp_path, val):
     assert parts(tmp_path) == {"train": "train", "val": val, "test": "test"}
 
 
+def test_folders_of_parts_go_by_other_names_too(tmp_path):
+    touch(tmp_path, "Training/a/1.jpg", "Testing/a/1.jpg")
+    assert parts(tmp_path) == {"train": "Training", "test": "Testing"}
+
+
+def test_parts_are_not_taken_for_classes(tmp_path):
+    touch(tmp_path, "val/a/1.jpg", "test/a/1.jpg")
+    with pytest.raises(InputError, match="holds test and val but no train"):
+        parts(tmp_path)
+
+
 def test_train_can_be_a_class(tmp_path):
     touch(tmp_path, "train/1.jpg", "bus/1.jpg", "car/1.jpg")
     assert parts(tmp_path) == {}

@@ -1,9 +1,7 @@
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -34,7 +32,8 @@ def photos(root, count=12, side=40):
 
 def opened(root, short_side=32):
     files, _, _ = scan(root)
-    return files, *store.open_store(files, root, short_side, quiet=True)
+    stored = store.open_store(files, root, short_side, quiet=True)
+    return files, stored.images, stored.rows, stored.skipped
 
 
 def assert_right(root, files, images, rows, short_side=32):
@@ -83,6 +82,25 @@ def test_a_moved_folder_is_found_again_and_a_changed_one_decoded_anew(tmp_path, 
     files, images, rows, _ = opened(moved)
     assert len(built) == 3
     assert_right(moved, files, images, rows)
+
+
+def test_another_folder_of_the_same_names_sizes_and_times_is_another_folder(tmp_path, cache):
+    for name in ("one", "two"):
+        for number in range(4):
+            path = tmp_path / name / "ab"[number % 2] / f"{number}.bmp"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (number, 0, 100 if name == "one" else 200)).save(path)
+            os.utime(path, (1, 1))  # what unpacking an archive without times leaves
+    for name in ("one", "two"):
+        files, images, rows, _ = opened(tmp_path / name)
+        assert_right(tmp_path / name, files, images, rows)
+
+
+def test_the_folder_of_another_user_does_not_stand_in_the_way(tmp_path, cache):
+    theirs = cache / "images/theirs"
+    (theirs / ".store.1.partial").mkdir(parents=True)
+    (theirs / "lock").mkdir()  # cannot be opened, as a lock in a folder without the right to write
+    assert len(opened(photos(tmp_path / "photos"))[1]) == 12
 
 
 @pytest.mark.parametrize("damage", ["cut", "index", "no pixels", "no list"])
@@ -162,34 +180,36 @@ def test_two_at_once_decode_once(tmp_path, cache, built):
         assert_right(root, files, images, rows)
 
 
-_SLOW = """
-import sys, time
+_HELD = """
+import sys
 from pathlib import Path
 from trainwell.data import decode, folder, store
 decode_one = decode._decode
-def slowly(*arguments):
-    time.sleep(0.05)
-    return decode_one(*arguments)
-decode._decode = slowly
+def held(path, *arguments):
+    if path.endswith("0050.png"):
+        print("half", flush=True)
+        sys.stdin.readline()
+    return decode_one(path, *arguments)
+decode._decode = held
 root = Path(sys.argv[1])
 store.open_store(folder.scan(root)[0], root, 32, quiet=True)
 """
 
 
-def started(root, cache):
-    process = subprocess.Popen([sys.executable, "-c", _SLOW, str(root)])
-    for _ in range(600):
-        if any(cache.rglob("pixels.bin")):
-            return process
-        time.sleep(0.05)
-    raise AssertionError("decoding did not begin")
+@pytest.fixture
+def half_done(tmp_path, cache):
+    """A process that has decoded a part of 100 images and goes on when it reads a line."""
+    command = [sys.executable, "-c", _HELD, str(photos(tmp_path / "photos", 100))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"half\n"
+        yield process
+        process.kill()
 
 
-def test_a_killed_build_leaves_nothing_behind_that_counts(tmp_path, cache):
-    root = photos(tmp_path / "photos", 100)
-    process = started(root, cache)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def test_a_killed_build_leaves_nothing_behind_that_counts(tmp_path, cache, half_done):
+    half_done.kill()
+    half_done.wait()
+    root = tmp_path / "photos"
     assert len(list(cache.rglob(".*.partial"))) == 1
     other = photos(tmp_path / "other", 20)  # the next to decode anything clears up
     opened(other)
@@ -216,11 +236,10 @@ def test_processes_that_decode_end_with_a_killed_parent():
     process.communicate(timeout=60)  # returns when the last process that holds the pipe is gone
 
 
-def test_clearing_up_spares_what_another_process_is_building(tmp_path, cache):
-    root = photos(tmp_path / "photos", 100)
-    process = started(root, cache)
+def test_clearing_up_spares_what_another_process_is_building(tmp_path, cache, half_done):
     opened(photos(tmp_path / "other", 20))
-    assert process.wait() == 0
+    half_done.communicate(b"go on\n")
+    assert half_done.returncode == 0
     assert len(list(cache.rglob("pixels.bin"))) == 2
 
 

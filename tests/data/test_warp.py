@@ -4,11 +4,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from numba.core import caching
 from PIL import Image
 from scipy import ndimage
 
 from trainwell.data import Images
-from trainwell.data.warp import centre_crop, warp
+from trainwell.data.warp import _compiled, centre_crop, warp
+from trainwell.errors import InputError
 
 RNG = np.random.default_rng(0)
 ONES, ZEROS = np.ones((1, 3), np.float32), np.zeros((1, 3), np.float32)
@@ -109,6 +111,61 @@ def test_grey_fills_all_channels():
     for kernel in ("auto", "reference"):
         got = warp(images, np.array([0]), centre_crop(images.shapes, (4, 4)), ONES, ZEROS, (4, 4), kernel=kernel)
         assert all(torch.allclose(got[0, k], torch.arange(16.0).reshape(4, 4)) for k in range(3))
+
+
+def test_colour_is_not_silently_made_grey():
+    images = _images([(4, 4, 1), (4, 4, 3)])
+    maps = centre_crop(images.shapes, (4, 4))
+    for kernel in ("auto", "reference"):
+        with pytest.raises(InputError, match="images of 3 channels do not fit a batch of 1"):
+            warp(images, np.arange(2), maps, ONES[:, :1], ZEROS[:, :1], (4, 4), kernel=kernel)
+
+
+def test_one_scale_serves_all_and_what_does_not_fit_is_refused_before_the_kernel_reads_it():
+    images = _images([(5, 6, 3)] * 4)
+    rows, maps = np.arange(4), centre_crop(images.shapes, (5, 6))
+    shared = warp(images, rows, maps, ONES * 2, ZEROS, (5, 6))
+    assert torch.equal(shared, warp(images, rows, maps, ONES.repeat(4, 0) * 2, ZEROS.repeat(4, 0), (5, 6)))
+    with pytest.raises(ValueError, match="broadcast"):
+        warp(images, rows, maps, ONES.repeat(3, 0), ZEROS, (5, 6))
+    with pytest.raises(ValueError, match="broadcast"):
+        warp(images, rows, maps[:3], ONES, ZEROS, (5, 6))
+    with pytest.raises(ValueError, match="finite"):
+        warp(images, rows, np.where(maps == 1, np.nan, maps), ONES, ZEROS, (5, 6))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+def test_the_batch_is_float32_on_the_cpu_whatever_the_defaults(kernel):
+    images = _images([(9, 9, 3)])
+    maps = centre_crop(images.shapes, (4, 4))
+    expected = warp(images, np.array([0]), maps, ONES, ZEROS, (4, 4), kernel=kernel)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            got = warp(images, np.array([0]), maps, ONES, ZEROS, (4, 4), kernel=kernel)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)
+
+
+def test_a_huge_image_shrunk_to_a_few_pixels_keeps_its_means():
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (1200, 1600, 3), np.uint8)
+    images = Images.from_list([image])
+    got = warp(images, np.array([0]), centre_crop(images.shapes, (3, 4)), ONES, ZEROS, (3, 4))[0]
+    expected = image.reshape(3, 400, 4, 400, 3).mean((1, 3)).transpose(2, 0, 1)
+    np.testing.assert_allclose(got.numpy(), expected, atol=0.1)
+
+
+def test_it_works_where_numba_can_keep_nothing(monkeypatch):
+    expected = _many()
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+    _compiled.cache_clear()
+    try:
+        assert _many() == expected
+    finally:
+        _compiled.cache_clear()
 
 
 def _many() -> bytes:

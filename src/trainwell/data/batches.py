@@ -13,6 +13,8 @@ from trainwell.data.dataset import Part
 from trainwell.data.images import Images
 from trainwell.data.warp import Maps, centre_crop, warp
 
+_PIECE = 4_096  # samples looked at in one go
+
 Views = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.int32], tuple[int, int]], Maps]
 
 
@@ -43,10 +45,27 @@ def statistics(part: Part, most: int = 2_000) -> tuple[npt.NDArray[np.float64], 
         mean = share @ level
         deviation = np.sqrt((share * (level - mean[:, None]) ** 2).sum(axis=1))
     else:
-        values = part.inputs[part.indices].astype(np.float64)
-        axes = tuple(axis for axis in range(values.ndim) if axis != 1)
-        mean, deviation = values.mean(axis=axes), values.std(axis=axes)
+        pieces = np.array_split(part.indices, -(-len(part) // _PIECE))  # a copy of everything would be large
+        axes = tuple(axis for axis in range(part.inputs.ndim) if axis != 1)
+        spread = _along_columns(part.inputs.ndim)
+        mean = sum(part.inputs[rows].mean(axes, np.float64) * len(rows) for rows in pieces) / len(part)
+        squares = ((part.inputs[rows] - mean.reshape(spread)) ** 2 for rows in pieces)
+        deviation = np.sqrt(sum(piece.mean(axes) * len(piece) for piece in squares) / len(part))
     return mean, np.where(deviation > 0, deviation, 1.0)
+
+
+def _along_columns(ndim: int) -> tuple[int, ...]:
+    """Returns the shape in which one figure a column (or channel) is applied to samples."""
+    return (1, -1) + (1,) * (ndim - 2)
+
+
+def _centre(_: npt.NDArray[np.uint64], shapes: npt.NDArray[np.int32], size: tuple[int, int]) -> Maps:
+    return centre_crop(shapes, size)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    return random.permutation(count, seed, "order", epoch)
 
 
 class Batches:
@@ -91,9 +110,11 @@ class Batches:
         channels_last: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.part, self.shuffle, self.seed = part, shuffle, seed
         self.batch_size = min(batch_size, len(part))
-        self.drop_last, self.views = drop_last, views or (lambda _, shapes, size: centre_crop(shapes, size))
+        self.drop_last, self.views = drop_last, views or _centre
         self.channels_last, self.device = channels_last, torch.device(device)
         if mean is None or std is None:
             mean, std = statistics(part)
@@ -103,7 +124,6 @@ class Batches:
             self.size = size or part.inputs.size
             if self.size is None:
                 raise ValueError("the images differ in size; say size=(height, width) of the batch")
-        self._order = functools.lru_cache(maxsize=2)(self._order_of)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -112,7 +132,10 @@ class Batches:
 
     def rows(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Returns which samples a batch holds, as rows of the part's inputs."""
-        return self._order(epoch)[number * self.batch_size : (number + 1) * self.batch_size]
+        chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        if self.shuffle:
+            return self.part.indices[_permutation(len(self.part), self.seed, epoch)[chosen]]
+        return self.part.indices[chosen]
 
     def batch(self, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns inputs (float32) and targets of batch `number` of an epoch; both count from 0."""
@@ -120,7 +143,7 @@ class Batches:
             raise IndexError(f"an epoch has {len(self)} batches; there is no number {number}")
         rows = self.rows(epoch, number)
         inputs = self._inputs(rows, random.keys(random.key(self.seed, "views", epoch), rows))
-        targets = torch.from_numpy(np.ascontiguousarray(self.part.targets[rows]))
+        targets = torch.from_numpy(self.part.targets[rows])
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -128,21 +151,15 @@ class Batches:
         for number in range(start, len(self)):
             yield self.batch(epoch, number)
 
-    def _order_of(self, epoch: int) -> npt.NDArray[np.int64]:
-        if not self.shuffle:
-            return self.part.indices
-        return self.part.indices[random.permutation(len(self.part), self.seed, "order", epoch)]
-
     def _inputs(self, rows: npt.NDArray[np.int64], row_keys: npt.NDArray[np.uint64]) -> torch.Tensor:
         if isinstance(self.part.inputs, Images):
             images, size = self.part.inputs, self.size
             assert size is not None
-            scale = np.broadcast_to((1 / (255 * self.std)).astype(np.float32), (len(rows), len(self.std)))
-            shift = np.broadcast_to((-self.mean / self.std).astype(np.float32), (len(rows), len(self.std)))
             maps = self.views(row_keys, images.shapes[rows], size)
+            scale, shift = 1 / (255 * self.std[None]), (-self.mean / self.std)[None]
             return warp(images, rows, maps, scale, shift, size, channels_last=self.channels_last)
         values: npt.NDArray[Any] = self.part.inputs[rows]
-        spread = (1, -1) + (1,) * (values.ndim - 2)
+        spread = _along_columns(values.ndim)
         return torch.from_numpy(
             ((values - self.mean.reshape(spread)) / self.std.reshape(spread)).astype(np.float32, copy=False)
         )

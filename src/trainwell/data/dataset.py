@@ -36,6 +36,31 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
+class Samples:
+    """What a source holds, before what it lacks is split off.
+
+    Attributes:
+        inputs: as in `Part`.
+        targets: as in `Part`.
+        rows: the rows of each part that the source itself tells apart; "train" at least.
+        task: as in `Data`.
+        classes: as in `Data`.
+        digest: differs as soon as the inputs differ.
+        names: as in `Data`.
+        skipped: as in `Data`.
+    """
+
+    inputs: Images | npt.NDArray[np.float32]
+    targets: npt.NDArray[Any]
+    rows: dict[str, npt.NDArray[np.int64]]
+    task: str
+    classes: tuple[str, ...]
+    digest: bytes
+    names: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
     """A source, split into three parts.
 
@@ -49,7 +74,7 @@ class Data:
         skipped: the files that were left out, each with the reason.
         source: where it came from: an absolute path, "digits" or "arrays".
         options: `trainwell.load(source, **options)` gives the same data again.
-        fingerprint: differs as soon as the samples or the split differ.
+        fingerprint: differs if the samples, their targets or the split differ, and only then: files may move.
     """
 
     train: Part

@@ -170,33 +170,40 @@ def _upright_bytes(image: Image.Image, short_side: int | None) -> tuple[tuple[in
         # libjpeg can decode at an eighth to a half of the size, for less time and memory.
         image.draft(None, (int(capped[0] * _GAP), int(capped[1] * _GAP)))
     image.load()  # the whole file: from here on nothing can be missing
-    # Asked after loading, because a PNG may hold it behind the pixels, and a TIFF file turns itself.
-    orientation = image.getexif().get(_ORIENTATION, 1) if _METADATA & image.info.keys() else 1
+    orientation = _orientation(image)  # asked now, as a PNG may hold it behind the pixels, and a TIFF turns itself
     plain = _grey_or_rgb(image)
     capped = _capped(plain.size, short_side)  # anew: a TIFF file may have swapped its sides, a draft keeps the shape
     if capped != plain.size:
         plain = plain.resize(capped, Image.Resampling.BICUBIC, reducing_gap=_GAP)
     if orientation in _UPRIGHT:
         plain = plain.transpose(_UPRIGHT[orientation])
-    return (plain.height, plain.width, len(plain.mode) if plain.mode == "RGB" else 1), plain.tobytes()
+    return (plain.height, plain.width, len(plain.getbands())), plain.tobytes()
+
+
+def _orientation(image: Image.Image) -> object:
+    if not _METADATA & image.info.keys():  # for most: Pillow would take its time to look
+        return 1
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata; the pixels are whole
+        return 1
 
 
 def _grey_or_rgb(image: Image.Image) -> Image.Image:
     """Converts from any of Pillow's modes to "L" or "RGB"."""
     mode = image.mode
+    if mode == "F" or mode.startswith("I"):
+        numbers = np.asarray(image)
+        hidden = image.info.get("transparency")  # in a PNG of 16 bits, the one grey that is transparent
+        return Image.fromarray(np.where(numbers == hidden, np.uint8(255), _eight_bits(numbers)))
     grey = mode in ("1", "L", "LA", "La") or (mode in ("P", "PA") and _has_grey_palette(image))
     if image.has_transparency_data:
-        if mode == "1":
-            image = image.convert("L")
-        opaque = image.convert("RGBA")
+        opaque = (image.convert("L") if mode == "1" else image).convert("RGBA")
         white = Image.new("RGB", image.size, "white")
         white.paste(opaque, mask=opaque.getchannel("A"))
-        return white.convert("L") if grey else white
-    if mode in ("L", "RGB"):
-        return image
-    if mode == "F" or mode.startswith("I"):
-        return Image.fromarray(_eight_bits(np.asarray(image)))
-    return image.convert("L" if grey else "RGB")
+        image = white
+    wanted = "L" if grey else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _has_grey_palette(image: Image.Image) -> bool:

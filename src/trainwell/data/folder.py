@@ -18,7 +18,14 @@ EXTENSIONS = (
 
 LAYOUT = "expected is one folder a class, as in photos/cat/1.jpg, or those inside of train/, val/ and test/"
 
-_PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+# fmt: off
+PARTS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+    "test": "test", "testing": "test",
+}
+# fmt: on
+"""What the parts are called (folders in any case), and by which name we know them."""
+
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 
 
@@ -37,14 +44,15 @@ def parts(root: Path) -> dict[str, str]:
     A folder "train" with images directly inside is a class of that name, beside "bus" and "car".
 
     Raises:
-        InputError: two folders claim to be the same part, or there are no class folders in train/.
+        InputError: two folders claim to be the same part, there is nothing but val/ and test/, or there are no class
+            folders in train/.
     """
     found: dict[str, str] = {}
     others = 0
     for name in sorted(_names(root)):
         if _is_clutter(name) or not (root / name).is_dir():
             continue
-        part = _PARTS.get(name.lower())
+        part = PARTS.get(name.lower())
         if part is None:
             others += 1
         elif part in found:
@@ -52,6 +60,8 @@ def parts(root: Path) -> dict[str, str]:
         else:
             found[part] = name
     if "train" not in found:
+        if found and not others:  # else a model would learn to tell val/ from test/
+            raise InputError(f"{root} holds {' and '.join(sorted(found.values()))} but no train: {LAYOUT}")
         return {}
     if any(map(_is_image_name, _names(root / found["train"]))):
         if not others:

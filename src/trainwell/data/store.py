@@ -1,5 +1,6 @@
 """Images decoded once: a memory-mapped file in the user's cache."""
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,14 +23,25 @@ from trainwell.data.images import Images
 from trainwell.errors import InputError
 from trainwell.files import new_directory, remove_partials
 
-_FORMAT = 1  # to be raised whenever the same files would be stored differently
+_FORMAT = 2  # to be raised whenever the same files would be stored differently
 _FEW = 256  # up to so many files, starting processes costs more than they save
 _CHUNK_FILES, _CHUNK_BYTES = 256, 4_000_000  # what one task decodes: tens of milliseconds
-_SAMPLED = 256  # headers that are read to foresee the size of the whole
-_ELSEWHERE = "make room, or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
+_HEADERS = 256  # headers that are read to foresee the size of the whole
+_LOOKED_INTO, _LOOKED_AT = 64, 1 << 16  # files whose first bytes belong to what a folder is known by
+_ELSEWHERE = (
+    "make room (all in there may be deleted), or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
+)
 
-_Opened = tuple[Images, npt.NDArray[np.int64], tuple[Skipped, ...]]
 _Decoded = tuple[tuple[int, int, int], bytes] | str
+
+
+class Stored(NamedTuple):
+    """The images that can be read, which of the files they are, a digest of them, and the files that are left out."""
+
+    images: Images
+    rows: npt.NDArray[np.int64]
+    digest: bytes
+    skipped: tuple[Skipped, ...]
 
 
 def cache_folder() -> Path:
@@ -42,11 +54,12 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("trainwell"))
 
 
-def open_store(files: list[File], root: Path, short_side: int | None, quiet: bool = False) -> _Opened:
+def open_store(files: list[File], root: Path, short_side: int | None, quiet: bool = False) -> Stored:
     """Opens the decoded images of a folder, decoding them first if that was not done before.
 
-    What is stored is known by names, sizes and times of the files, so a folder that was moved is found again. Of two
-    processes that want the same images one decodes, the other waits. What a killed process left is cleared away.
+    What is stored is known by names, sizes and times of the files and a look into some, so a folder that was moved is
+    found again. Of two processes that want the same images one decodes, the other waits. What a killed process left is
+    cleared away.
 
     Args:
         files: the images, as `folder.scan` lists them.
@@ -55,14 +68,15 @@ def open_store(files: list[File], root: Path, short_side: int | None, quiet: boo
         quiet: show no progress.
 
     Returns:
-        The images that can be read, the positions of their files in `files`, and the other files with the reasons.
+        The images that can be read, the positions of their files in `files`, a digest of the images, and the other
+        files with the reasons.
 
     Raises:
         InputError: none can be read, or there is no room for them.
     """
     from filelock import FileLock
 
-    home = cache_folder() / "images" / _key(files, short_side)
+    home = cache_folder() / "images" / _key(files, root, short_side)
     store = home / "store"
     try:
         opened = _current(store, root, short_side)
@@ -82,32 +96,40 @@ def open_store(files: list[File], root: Path, short_side: int | None, quiet: boo
         raise InputError(f"the decoded images cannot be kept in {home.parent} ({error}): {_ELSEWHERE}") from error
     if opened is None:
         raise InputError(f"the decoded images in {home.parent} were removed while they were being opened: start again")
-    if len(opened[0]) == 0:
-        first = opened[2][0]
+    if len(opened.images) == 0:
+        first = opened.skipped[0]
         raise InputError(f"none of the {len(files)} images in {root} can be read; {first.path}: {first.reason}")
     return opened
 
 
-def _key(files: list[File], short_side: int | None) -> str:
+def _key(files: list[File], root: Path, short_side: int | None) -> str:
     from trainwell.data.decode import heif_available
 
     digest = hashlib.blake2b(repr((_FORMAT, short_side, heif_available())).encode(), digest_size=16)
     for file in files:
         digest.update(os.fsencode(f"{file.path}\0{file.size}\0{file.mtime_ns}\0"))
+    # Files without compression, unpacked from an archive that holds no times, would be the same in another folder.
+    for file in _sampled(files, _LOOKED_INTO):
+        with contextlib.suppress(OSError), (root / file.path).open("rb") as content:
+            digest.update(content.read(_LOOKED_AT))
     return digest.hexdigest()
 
 
-def _current(store: Path, root: Path, short_side: int | None) -> _Opened | None:
+def _sampled(files: list[File], most: int) -> list[File]:
+    return files[:: -(-len(files) // most)]
+
+
+def _current(store: Path, root: Path, short_side: int | None) -> Stored | None:
     """Opens a finished store unless a file that the system withheld when it was built can be read now."""
     from trainwell.data.decode import NOT_OPENED, decode_many
 
     opened = _read(store)
-    withheld = [one for one in opened[2] if one.reason.startswith(NOT_OPENED)] if opened else []
+    withheld = [one for one in opened.skipped if one.reason.startswith(NOT_OPENED)] if opened else []
     again = decode_many([str(root / one.path) for one in withheld], short_side)
     return opened if all(isinstance(outcome, str) for outcome in again) else None
 
 
-def _read(store: Path) -> _Opened | None:
+def _read(store: Path) -> Stored | None:
     """Opens a finished store; `None` if there is none, or it is damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
@@ -122,27 +144,26 @@ def _read(store: Path) -> _Opened | None:
     if stored != int(shapes.astype(np.int64).prod(axis=1).sum()):
         return None
     pixels = np.memmap(store / "pixels.bin", np.uint8, "r") if stored else np.empty(0, np.uint8)
-    return Images(pixels.view(np.ndarray), index["offsets"], shapes), index["rows"], skipped
+    images = Images(pixels.view(np.ndarray), index["offsets"], shapes)
+    return Stored(images, index["rows"], index["digest"].tobytes(), skipped)
 
 
 def _clear_abandoned(home: Path) -> None:
     """Removes what killed processes left half-made, of these images and of others, unless somebody works on it."""
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     remove_partials(home)
     for other in home.parent.iterdir():
         if other != home and any(other.glob(".*.partial")):
-            try:
-                with FileLock(other / "lock", timeout=0):
-                    remove_partials(other)
-            except Timeout:
-                pass
+            # Another process has the lock, or another user the folder.
+            with contextlib.suppress(OSError), FileLock(other / "lock", timeout=0):
+                remove_partials(other)
 
 
 def _check_room(files: list[File], root: Path, short_side: int | None, home: Path) -> None:
     from trainwell.data.decode import stored_bytes
 
-    sampled = files[:: -(-len(files) // _SAMPLED)]
+    sampled = _sampled(files, _HEADERS)
     found = sum(stored_bytes(str(root / file.path), short_side) for file in sampled)
     needed = found * len(files) // len(sampled)
     free = shutil.disk_usage(home).free
@@ -159,6 +180,7 @@ def _build(store: Path, files: list[File], root: Path, short_side: int | None, q
     shapes: list[tuple[int, int, int]] = []
     rows: list[int] = []
     skipped: list[dict[str, str]] = []
+    digest = hashlib.blake2b(digest_size=16)
     with new_directory(store) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata help nobody who has 50,000 files
         with (folder / "pixels.bin").open("wb") as pixels:
@@ -170,9 +192,15 @@ def _build(store: Path, files: list[File], root: Path, short_side: int | None, q
                     rows.append(row)
                     shapes.append(outcome[0])
                     pixels.write(outcome[1])
+                    digest.update(repr(outcome[0]).encode() + outcome[1])
         sides = np.array(shapes, np.int32).reshape(-1, 3)
         sizes = sides.astype(np.int64).prod(axis=1)
-        index = {"shapes": sides, "offsets": np.cumsum(sizes) - sizes, "rows": np.array(rows, np.int64)}
+        index = {
+            "shapes": sides,
+            "offsets": np.cumsum(sizes) - sizes,
+            "rows": np.array(rows, np.int64),
+            "digest": np.frombuffer(digest.digest(), np.uint8),
+        }
         (folder / "index.safetensors").write_bytes(save(index))
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=1), "utf-8")
 

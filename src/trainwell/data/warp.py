@@ -19,6 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from trainwell.data.images import Images
+from trainwell.errors import InputError
 
 Maps = npt.NDArray[np.float64]
 
@@ -47,8 +48,8 @@ def warp(
     images: Images,
     rows: npt.NDArray[np.int64],
     maps: Maps,
-    scale: npt.NDArray[np.float32],
-    shift: npt.NDArray[np.float32],
+    scale: npt.NDArray[np.floating],
+    shift: npt.NDArray[np.floating],
     size: tuple[int, int],
     *,
     channels_last: bool = False,
@@ -60,30 +61,44 @@ def warp(
         images: where the pixels are.
         rows: which images, shape `(n,)`.
         maps: affine maps from output to source, shape `(n, 2, 3)`; see `centre_crop`.
-        scale: shape `(n, c)`; c is the number of channels of the batch.
-        shift: shape `(n, c)`.
+        scale: shape `(n, c)`, or `(1, c)` for all alike; c is the number of channels of the batch.
+        shift: likewise.
         size: height and width of the batch.
         channels_last: lay the batch out in memory as NHWC (its shape stays NCHW).
         kernel: "auto" for the compiled pass where numba is installed, "reference" for tensor operations.
 
     Returns:
         A float32 tensor of shape `(n, c, height, width)`. An image of one channel fills all c.
+
+    Raises:
+        InputError: an image has more channels than the batch.
+        ValueError: a map is not finite, or a shape does not fit.
     """
     batch, channels = len(rows), scale.shape[1]
+    shapes = images.shapes[rows]
+    if most := shapes[:, 2][shapes[:, 2] > channels].max(initial=0):
+        raise InputError(f"images of {most} channels do not fit a batch of {channels}: convert them first")
+    # Of one type and layout each, because the kernel checks nothing, and is compiled anew for any other.
+    maps = np.ascontiguousarray(np.broadcast_to(maps, (batch, 2, 3)), np.float64)
+    scale, shift = (np.ascontiguousarray(np.broadcast_to(a, (batch, channels)), np.float32) for a in (scale, shift))
+    if not np.isfinite(maps).all():
+        raise ValueError("maps must be finite")
     layout = (batch, *size, channels) if channels_last else (batch, channels, *size)
-    out = torch.empty(layout)
+    out = torch.empty(layout, dtype=torch.float32, device="cpu")  # whatever torch's defaults are set to
     nchw = out.permute(0, 3, 1, 2) if channels_last else out
     compiled = None if kernel == "reference" else _compiled()
     if compiled is None:
-        _reference(images, rows, maps, scale, shift, nchw)
+        with torch.device("cpu"):
+            _reference(images, rows, maps, scale, shift, nchw)
     else:
-        shapes, offsets, strides = images.shapes[rows], images.offsets[rows], np.array(nchw.stride(), np.int64)
-        flat = out.numpy().reshape(-1)
+        offsets, strides, flat = images.offsets[rows], np.array(nchw.stride(), np.int64), out.numpy().reshape(-1)
+        pixels = images.pixels.view()
+        pixels.flags.writeable = False  # as it is in a memory map
 
         def work(start: int, stop: int) -> None:
             part = slice(start, stop)
             compiled(
-                images.pixels, offsets[part], shapes[part], maps[part], scale[part], shift[part],
+                pixels, offsets[part], shapes[part], maps[part], scale[part], shift[part],
                 flat[start * strides[0] :], strides, *size, channels,
             )  # fmt: skip
 
@@ -129,7 +144,12 @@ def _compiled() -> Callable[..., None] | None:
         from numba import njit
     except ImportError:
         return None
-    compiled: Callable[..., None] = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})(_pass)
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    compiled: Callable[..., None]
+    try:
+        compiled = njit(cache=True, **options)(_pass)
+    except RuntimeError:  # no folder in which numba may keep it
+        compiled = njit(**options)(_pass)
     return compiled
 
 

@@ -20,7 +20,7 @@ from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, dimensions
 from trainwell.train.recipe import Recipe
 
-_BEFORE_DESCRIBED = ("split.safetensors", "recipe.toml")  # written before run.json makes the folder a run
+_BEFORE_DESCRIBED = ("checkpoints", "split.safetensors", "recipe.toml")  # written before run.json makes it a run
 
 
 @contextlib.contextmanager
@@ -57,6 +57,13 @@ def refuse_used(folder: Path) -> None:
         for entry in folder.iterdir():
             if not (entry.name == ".lock" or entry.name.endswith(".partial") or entry.name in _BEFORE_DESCRIBED):
                 raise InputError(f"{folder} is not empty and holds no run ({entry.name}); choose another --out")
+
+
+def remove_leavings(folder: Path) -> None:
+    """Removes what a run wrote that was killed before it could be resumed."""
+    for name in _BEFORE_DESCRIBED:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def remove_run(folder: Path) -> None:

@@ -160,7 +160,7 @@ class Trainer:
         self._started = self._saved = time.monotonic()
         self.model.train()
         with interrupt.deferred() as interrupted:
-            if self.step == 0:
+            if self.checkpoints is not None and not self.checkpoints.steps():
                 self.save()
             while not self.stop_reason:
                 try:
