@@ -131,7 +131,7 @@ def test_predict_as_table_csv_and_json(capsys, run, images):
     words = ["predict", run.path, images / "0.png", images / "1.png", "--format", "json", "--probabilities"]
     told = json.loads(_main(capsys, *words)[1])
     assert [row["class"] for row in told] == ["0", "1"]
-    assert sum(told[0][str(k)] for k in range(10)) == pytest.approx(1, abs=2e-3)
+    assert sum(told[0][f"p({k})"] for k in range(10)) == pytest.approx(1, abs=2e-3)
 
 
 def test_report_is_written_anew(capsys, run):

@@ -13,7 +13,6 @@ from scipy.stats import binomtest
 from torch import nn
 
 import trainwell as tw
-from trainwell.api import check
 from trainwell.train.folder import at_work_in
 
 RNG = np.random.default_rng(0)
@@ -139,14 +138,14 @@ def test_minutes_leave_the_model_untouched(tmp_path):
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     data = tw.load((X, Y))
-    with prepared(data, tw.Recipe(minutes=0.02, batch_size=32), Custom(model), None, Display(quiet=True)) as trainer:
+    with prepared(data, tw.Recipe(minutes=0.02, batch_size=32), Custom(model), Display(quiet=True)) as trainer:
         assert trainer.recipe.steps is not None
         assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
 
 
 def test_a_check_learns_a_batch_by_heart_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = check("digits", recipe=tw.Recipe(threads=1), quiet=True)
+    found = tw.check("digits", recipe=tw.Recipe(threads=1), quiet=True)
     assert found.learns
     assert found.starts_at_chance
     assert found.chance_loss == pytest.approx(np.log(10))
@@ -162,7 +161,7 @@ def test_a_check_tells_of_a_model_that_cannot_learn_and_of_a_bad_start():
     from trainwell.train.dry_run import dry_run
     from trainwell.train.prepare import Custom, prepared
 
-    with prepared(tw.load((X, Y)), tw.Recipe(), Custom(Deaf(6, 3)), None, Display(quiet=True)) as trainer:
+    with prepared(tw.load((X, Y)), tw.Recipe(), Custom(Deaf(6, 3)), Display(quiet=True)) as trainer:
         found = dry_run(trainer, 3, most_steps=5)
     assert not found.learns
     assert not found.starts_at_chance

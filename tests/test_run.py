@@ -69,7 +69,7 @@ def test_what_cannot_be_predicted_is_one_clear_line(run, tmp_path):
     for what, message in [
         (tmp_path / "a.jpg", "no image could be read .*a.jpg"),
         (tmp_path / "gone.jpg", "no file .*gone.jpg"),
-        ([], "images must be"),
+        ([], "nothing to predict"),
         (np.zeros((2, 4, 4), np.float64), "images must be uint8"),
     ]:
         with pytest.raises(tw.InputError, match=message):

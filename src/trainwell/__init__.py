@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trainwell import data, errors, lab, models, optim, random, train
-    from trainwell.api import fit, resume
+    from trainwell.api import check, fit, resume
     from trainwell.data import load
     from trainwell.errors import InputError
     from trainwell.optim import schedules
@@ -19,6 +19,7 @@ __all__ = [
     "InputError",
     "Recipe",
     "Run",
+    "check",
     "data",
     "errors",
     "fit",
@@ -39,6 +40,7 @@ __getattr__ = attributes(
         "InputError": "errors",
         "Recipe": "train.recipe",
         "Run": "run",
+        "check": "api",
         "fit": "api",
         "load": "data.sources",
         "resume": "api",

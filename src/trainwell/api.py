@@ -17,7 +17,7 @@ from trainwell.run import Run
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, dry_run
-from trainwell.train.folder import at_work_in, describe, refuse_used, remove_leavings, remove_run
+from trainwell.train.folder import at_work_in, describe, how_to_resume, refuse_used, remove_run
 from trainwell.train.history import Row
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.prepare import Custom, prepared
@@ -31,7 +31,7 @@ def fit(
     source: Any,
     *,
     out: Path | str | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | Path | str | None = None,
     model: nn.Module | str | None = None,
     loss: losses.Loss | None = None,
     metrics: dict[str, Metric] | None = None,
@@ -51,8 +51,9 @@ def fit(
 
     Args:
         source: whatever `trainwell.load` takes: a folder of class folders, an `.npz` file, arrays, "digits", `Data`.
+            With `resume`, `None` stands for what the run was started on.
         out: the run directory; by default a new one below `runs/`.
-        recipe: how to train; by default `Recipe()`.
+        recipe: how to train, or a TOML file that says so; by default `Recipe()`.
         model: a module to train, from the weights it has; or the name of one, as in the recipe.
         loss: a function of outputs and targets in place of the task's own (cross-entropy, or mean squared error).
         metrics: further figures: name to function of all outputs and targets.
@@ -84,24 +85,30 @@ def fit(
     """
     if isinstance(model, str):
         fields["model"], model = model, None
-    given = dataclasses.replace(recipe or Recipe(), **_known(fields))
+    given = dataclasses.replace(_recipe(recipe), **_known(fields))
     custom = Custom(model, loss, metrics or {})
-    folder = Path(out) if out is not None else _unused_folder(source)
     options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
     options |= {"short_side": short_side, "strict": strict}
-    if overwrite:
-        remove_run(folder)
-    elif resume and (folder / "run.json").exists():
-        _refuse_other(folder, given, options)
+    asked = {name: value for name, value in options.items() if value != _defaults()[name]}
+    if isinstance(source, Data) and asked:
+        raise InputError(
+            f"{' and '.join(asked)} cannot change data that are loaded already; give them to trainwell.load"
+        )
+    folder = Path(out) if out is not None else _unused_folder(source)
+    if resume and (folder / "run.json").exists():
+        _refuse_other(folder, given.changes() | asked)
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
-    refuse_used(folder)
+    if source is None:
+        raise InputError(f"{folder} holds no run to go on with; give the data to start one")
     with at_work_in(folder), Display(quiet) as display:
-        remove_leavings(folder)
+        refuse_used(folder, overwrite)
         data = load(source, **options, quiet=quiet)
-        with prepared(data, given, custom, folder, display) as trainer:
+        with prepared(data, given, custom, display) as trainer:
+            remove_run(folder)  # only now, when all that was given has proved usable
+            trainer.keep_in(folder)
             trainer.save()  # before the folder is a run, so that a run can always be resumed
             describe(folder, data, given, custom, trainer)
-            return _train(folder, data, trainer, on_epoch_end, save_seconds, display)
+            return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)
 
 
 def resume(
@@ -139,7 +146,7 @@ def resume(
     return _resume(Path(path), data, custom, name, on_epoch_end, save_seconds, quiet)
 
 
-def check(source: Any, *, recipe: Recipe | None = None, quiet: bool = False, **options: Any) -> DryRun:
+def check(source: Any, *, recipe: Recipe | Path | str | None = None, quiet: bool = False, **options: Any) -> DryRun:
     """Builds everything that `fit` would, learns one batch by heart, and leaves nothing on disk.
 
     Args:
@@ -150,12 +157,18 @@ def check(source: Any, *, recipe: Recipe | None = None, quiet: bool = False, **o
     """
     with Display(quiet) as display:
         data = load(source, quiet=quiet, **options)
-        with prepared(data, recipe or Recipe(), Custom(), None, display) as trainer:
+        with prepared(data, _recipe(recipe), Custom(), display) as trainer:
             return dry_run(trainer, len(data.classes))
 
 
 def _train(
-    folder: Path, data: Data, trainer: Trainer, on_epoch_end: OnEpochEnd | None, save_seconds: float, display: Display
+    folder: Path,
+    data: Data,
+    custom: Custom,
+    trainer: Trainer,
+    on_epoch_end: OnEpochEnd | None,
+    save_seconds: float,
+    display: Display,
 ) -> Run:
     """Trains to the end and leaves the result and the report."""
 
@@ -168,9 +181,7 @@ def _train(
     try:
         trainer.run()
     except KeyboardInterrupt as interrupt:
-        how = (
-            f"trainwell fit --resume --out {folder}" if data.source != "arrays" else f"tw.resume({str(folder)!r}, data)"
-        )
+        how = how_to_resume(folder, data, trainer.recipe, custom)
         raise KeyboardInterrupt(f"{interrupt}; go on with: {how}") from None
     val = trainer.val
     test = Batches(
@@ -178,7 +189,7 @@ def _train(
         channels_last=val.channels_last, device=val.device,
     )  # fmt: skip
     result = write_result(folder, trainer, data, test)
-    run = Run(folder, trainer.model if trainer.recipe.model.startswith("custom") else None)
+    run = Run(folder, trainer.model)
     report = run.report()
     display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; the model and its history are in {folder}")
     display.say(f"report: {report}")
@@ -209,18 +220,28 @@ def _known(fields: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _refuse_other(folder: Path, given: Recipe, options: dict[str, Any]) -> None:
+def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
     """Refuses to resume a run as something else than it is; what is left at its default asks for nothing."""
     info = Run(folder).info
     then = {**dataclasses.asdict(Recipe()), **info["given"]["recipe"], **info["data_options"]}
-    defaults = inspect.signature(load).parameters
-    now = given.changes() | {name: value for name, value in options.items() if value != defaults[name].default}
-    for name, value in now.items():
+    for name, value in asked.items():
         if then[name] != value:
             raise InputError(
                 f"{folder} was started with {name}={then[name]!r}, not {value!r}; "
                 "resume it as it is, or choose another --out"
             )
+
+
+def _defaults() -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()}
+
+
+def _recipe(given: Recipe | Path | str | None) -> Recipe:
+    if isinstance(given, Path | str):
+        return Recipe.load(given)
+    if given is not None and not isinstance(given, Recipe):
+        raise InputError(f"recipe must be a Recipe or the path of one, not a {type(given).__name__}")
+    return given or Recipe()
 
 
 def _resume(
@@ -250,13 +271,16 @@ def _resume(
     with at_work_in(folder), Display(quiet) as display:
         if run.result:
             display.say(f"{folder} is done already")
+            if not (folder / "report.html").exists():  # a kill came just before it
+                run.report()
             return run
         data = load(run.info["source"] if data is None else data, **run.info["data_options"], quiet=quiet)
         if data.fingerprint != run.info["fingerprint"]:
             raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
-        with prepared(data, run.recipe, custom, folder, display) as trainer:
+        with prepared(data, run.recipe, custom, display) as trainer:
+            trainer.keep_in(folder)
             for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):
                 display.say(f"the same bits are not to be expected: {difference}")
             trainer.resume()
             display.say(f"going on after step {trainer.step} of {trainer.total_steps}")
-            return _train(folder, data, trainer, on_epoch_end, save_seconds, display)
+            return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,9 +79,6 @@ class Fit:
             raise InputError('give a folder of class folders, an .npz file, or "digits": trainwell fit photos/')
         if self.dry_run:
             self._check(options)
-        elif self.source is None:
-            assert self.out is not None
-            _say_run(api.resume(self.out, save_seconds=self.save_seconds, quiet=self.quiet), self.quiet)
         else:
             run = api.fit(
                 self.source, out=self.out, recipe=self.recipe, resume=self.resume, overwrite=self.overwrite,
@@ -150,6 +148,7 @@ class Report:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; leaves with 0, 1 (training diverged), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    warnings.formatwarning = lambda message, *_, **__: f"trainwell: {message}\n"
     try:
         _parsed(words)()
     except InputError as error:
@@ -158,8 +157,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave(str(error), 1)
     except KeyboardInterrupt as interrupt:
         _leave(str(interrupt) or "interrupted", 130)
-    except BrokenPipeError:  # who reads our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # who reads our output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(f"{where}{error.strerror or error}; what was saved before is whole, and --resume goes on from it", 2)
 
 
 def _parsed(words: list[str]) -> Fit | Predict | Report:
@@ -225,7 +228,7 @@ def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any
         else:
             row |= {f"output {place}": value for place, value in enumerate(output)}
         if probabilities:
-            row |= {label: round(value, 4) for label, value in zip(predictions.classes, output, strict=False)}
+            row |= {f"p({label})": round(value, 4) for label, value in zip(predictions.classes, output, strict=False)}
         rows.append(row)
     return rows
 

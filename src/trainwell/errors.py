@@ -25,3 +25,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 class DivergedError(RuntimeError):
     """Loss or gradient stopped being finite; the message names the step, the rate and what to try."""
+
+
+def in_one_line(error: BaseException, most: int = 200) -> str:
+    """Returns an error of a library as part of a line of ours.
+
+    >>> in_one_line(ValueError("bad\n   shape"))
+    'ValueError: bad shape'
+    """
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -1,11 +1,14 @@
 """Writes that either happen whole or not at all."""
 
 import contextlib
+import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 def _sync(path: Path) -> None:
@@ -38,6 +41,24 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
         partial.unlink(missing_ok=True)
         raise
     _sync(path.parent)
+
+
+def write_json(path: Path | str, content: Any) -> None:
+    """Writes what JSON can say; numbers that are not finite become `null`, for which alone it has a word."""
+    write_atomically(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+    """Returns a nest of dicts and lists with `None` for every float that is not finite.
+
+    >>> finite({"loss": float("nan"), "interval": (0.5, float("inf"))})
+    {'loss': None, 'interval': [0.5, None]}
+    """
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import nn
 
 from trainwell import models
+from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
 from trainwell.data.images import Images
@@ -115,7 +115,7 @@ class Run:
             raise InputError(f"{self.path} has no model yet; go on with `trainwell fit --resume --out {self.path}`")
         if isinstance(self._given, str) and self._given != about["name"]:
             raise InputError(f"the model of {self.path} is {about['name']!r}, not {self._given!r}")
-        if self._given is None and about["name"].startswith("custom"):
+        if self._given is None and self.info["given"]["model"]:
             raise InputError(f"{self.path} was trained with a model of yours; give it: Run(path, model=…)")
         module = models.create(
             self._given if self._given is not None else about["name"],
@@ -144,7 +144,9 @@ class Run:
             inputs = [inputs]
         if isinstance(inputs, Sequence) and inputs and all(isinstance(item, str | Path) for item in inputs):
             return self._predict_files([Path(item) for item in inputs], batch_size)
-        array = inputs.numpy() if isinstance(inputs, torch.Tensor) else np.asarray(inputs)
+        array = as_array(inputs, "inputs")
+        if not len(array):
+            raise InputError("there is nothing to predict: the inputs are empty")
         names = tuple(str(number) for number in range(len(array)))
         return Predictions(names, self._outputs(self._as_samples(array), batch_size), self.classes)
 
@@ -156,7 +158,10 @@ class Run:
 
     def _as_samples(self, array: npt.NDArray[Any]) -> Images | npt.NDArray[np.float32]:
         if self.info["model"]["in_chans"] is not None:
-            return Images.from_array(array)
+            images = Images.from_array(array)
+            if self.info["model"]["in_chans"] == 1 and images.channels == 3:
+                images = Images.from_list([_in_grey(images[row]) for row in range(len(images))])
+            return images
         shape = tuple(self.info["model"]["sample_shape"])
         if array.shape[1:] != shape:
             raise InputError(f"the model takes samples of shape {shape}, not {array.shape[1:]}")
@@ -202,10 +207,11 @@ class Run:
             Part(samples, np.zeros(len(samples), np.int64), np.arange(len(samples))), batch_size, size=size,
             mean=self.info["mean"], std=self.info["std"], channels_last=device.channels_last, device=device.device,
         )  # fmt: skip
-        outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
-        if self.classes:
-            outputs = outputs.softmax(1)
-        return outputs.numpy()
+        try:
+            outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
+        finally:
+            self.model.to("cpu")
+        return (outputs.softmax(1) if self.classes else outputs).cpu().numpy()
 
 
 def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -76,6 +76,27 @@ def test_the_newest_two_and_a_pinned_one_are_kept(tmp_path):
     assert checkpoints.steps() == [5, 30]
 
 
+def test_the_same_step_again_replaces_the_old_one_only_when_it_is_whole(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(0, {"try": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(0, {"try": 2})
+    assert checkpoints.load() == {"try": 1}
+    for again in (2, 3):
+        checkpoints.save(0, {"try": again})
+        assert checkpoints.load() == {"try": again}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_checkpoint_is_let_be(tmp_path):
+    Checkpoints(tmp_path).save(2, {"a": 1})
+    (tmp_path / "step-00000002 copy").mkdir()
+    (tmp_path / "step-notes.txt").write_text("")
+    assert Checkpoints(tmp_path).steps() == [2]
+
+
 def _flip_a_byte(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

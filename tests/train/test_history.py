@@ -28,11 +28,11 @@ def test_what_is_not_finite_is_null(tmp_path):
     assert History(tmp_path / "h").rows == [{"a": None, "b": None, "c": 1.5}]
 
 
-def test_truncate_forgets_on_disk_too(tmp_path):
+def test_replaced_rows_are_replaced_on_disk_too(tmp_path):
     history = History(tmp_path / "h")
     for epoch in range(5):
         history.append({"epoch": epoch})
-    history.truncate(2)
+    history.replace(history.rows[:2])
     history.append({"epoch": 7})
     assert History(tmp_path / "h").rows == [{"epoch": 0}, {"epoch": 1}, {"epoch": 7}]
 

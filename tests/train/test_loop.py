@@ -124,9 +124,22 @@ def test_halving_ends_where_it_does_not_help(tmp_path):
         _fit(tmp_path / "run", loss=AlwaysNan(), on_nonfinite="halve")
 
 
-def test_an_unknown_monitor_is_told_before_an_epoch_is_lost_twice(tmp_path):
-    with pytest.raises(InputError, match="val_f1.*none of.*val_accuracy"):
-        _fit(tmp_path / "run", monitor="val_f1")
+def test_an_unknown_monitor_is_told_before_anything_is_done(tmp_path):
+    with pytest.raises(InputError, match="val_f1.*none of val_accuracy, val_loss"):
+        _fit(tmp_path / "run", monitor="val_f1", monitor_mode="max")
+    assert not (tmp_path / "run").exists()
+
+
+def test_whether_less_is_better_of_a_metric_of_ones_own_must_be_said(tmp_path):
+    def planted():
+        values = iter([3.0, 1.0, 2.0] + [0.0] * 2_000)
+        return {"error": lambda outputs, targets: next(values)}
+
+    with pytest.raises(InputError, match="monitor_mode whether 'min' or 'max'"):
+        _fit(tmp_path / "run", metrics=planted(), monitor="val_error")
+    for mode, best in (("min", 2), ("max", 1)):
+        run = _fit(tmp_path / mode, metrics=planted(), monitor="val_error", monitor_mode=mode, epochs=3)
+        assert run.result["best_epoch"] == best
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
@@ -134,11 +147,11 @@ def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
     seen = []
     run = tw.fit(
         (X[:300], Y[:300]), out=tmp_path / "run", model=Linear(), quiet=True, val=50, test=50, batch_size=50, epochs=4,
-        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted",
+        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
         on_epoch_end=lambda trainer, row: seen.append(trainer.model.weight.detach().clone()),
     )  # fmt: skip
     assert run.result["best_epoch"] == 2
-    assert torch.equal(run.model.weight if run._given is not None else seen[1], seen[1])
+    assert torch.equal(run.model.weight, seen[1])
     assert torch.equal(tw.Run(tmp_path / "run", Linear()).model.weight, seen[1])
     assert not torch.equal(seen[1], seen[3])
 
@@ -147,7 +160,7 @@ def test_a_stopped_run_says_why(tmp_path):
     planted = iter([0.5, 0.4, 0.3] + [0.0] * 2_000)
     run = tw.fit(
         (X[:300], Y[:300]), out=tmp_path / "run", model=Linear(), quiet=True, batch_size=50, epochs=9, patience=2,
-        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted",
+        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
     )  # fmt: skip
     assert run.result["stop_reason"] == "no gain in val_planted for 2 epochs"
     assert (run.result["epochs"], run.result["best_epoch"]) == (3, 1)
@@ -179,7 +192,7 @@ def test_a_trainer_works_without_a_folder():
     from trainwell.train.display import Display
     from trainwell.train.prepare import Custom, prepared
 
-    with prepared(data, tw.Recipe(epochs=2, batch_size=50), Custom(Linear()), None, Display(quiet=True)) as trainer:
+    with prepared(data, tw.Recipe(epochs=2, batch_size=50), Custom(Linear()), Display(quiet=True)) as trainer:
         assert isinstance(trainer, Trainer)
         trainer.run()
     assert len(trainer.history.rows) == 2

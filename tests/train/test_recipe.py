@@ -40,7 +40,9 @@ def test_a_recipe_is_frozen():
         ({"epochs": 2.5}, "epochs must be a whole number"),
         ({"epochs": True}, "epochs must be a whole number"),
         ({"lr": 0}, "lr must be above 0"),
-        ({"lr": float("nan")}, "lr must be above 0"),
+        ({"lr": float("nan")}, "lr must be finite"),
+        ({"minutes": float("inf")}, "minutes must be finite"),
+        ({"threads": 10**6}, "threads must be at most"),
         ({"lr": "high"}, "lr must be a number"),
         ({"label_smoothing": 1.0}, "label_smoothing must be below 1"),
         ({"restore_best": "yes"}, "restore_best must be true or false"),
@@ -76,7 +78,9 @@ def test_resolve_makes_every_choice_and_keeps_what_was_given():
     assert resolved.model.startswith("resnet")
     assert resolved.epochs is not None
     assert resolved.img_size is None  # small images of one size stay as they are
-    given = Recipe(lr=1.0, weight_decay=0.0, monitor="val_loss", model="mlp", epochs=7, optimizer="sgd")
+    given = Recipe(
+        lr=1.0, weight_decay=0.0, monitor="val_loss", monitor_mode="min", model="mlp", epochs=7, optimizer="sgd"
+    )
     assert _resolve(given) == given
     assert _resolve(resolved) == resolved
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from trainwell.errors import InputError
 from trainwell.files import new_directory, remove_partials
 
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 _TENSORS, _REST, _DIGESTS = "tensors.safetensors", "state.json", "sha256.json"
 
 
@@ -39,33 +41,33 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Returns the steps there are checkpoints of, oldest first."""
-        return sorted(int(path.name.removeprefix("step-")) for path in self.folder.glob("step-*"))
+        return sorted({step for step, _ in self._all()})
 
     def save(self, step: int, state: dict[str, Any], pinned: int | None = None) -> None:
         """Writes a checkpoint and removes those that are no longer needed.
 
         Args:
-            step: names it; one of the same step is replaced.
+            step: names it; one of the same step is replaced, once the new one is whole.
             state: what to save.
             pinned: the step of a checkpoint that is kept besides the newest.
         """
+        from safetensors.torch import save as to_bytes
+
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_partials(self.folder)
         tensors: dict[str, torch.Tensor] = {}
         rest = _pack(state, tensors)
-        final = self._path(step)
-        if final.exists():  # a run that went back meets its old steps again
-            shutil.rmtree(final)
-        with new_directory(final) as folder:
-            from safetensors.torch import save_file
-
-            save_file(tensors, folder / _TENSORS)
+        old = self._all()
+        version = max((version + 1 for of, version in old if of == step), default=0)
+        with new_directory(self._path(step, version)) as folder:
+            (folder / _TENSORS).write_bytes(to_bytes(tensors))
             (folder / _REST).write_text(json.dumps(rest), encoding="utf-8")
             digests = {name: _digest(folder / name) for name in (_TENSORS, _REST)}
             (folder / _DIGESTS).write_text(json.dumps(digests), encoding="utf-8")
-        for old in self.steps()[: -self.keep]:
-            if old != pinned:
-                shutil.rmtree(self._path(old))
+        kept = {*self.steps()[-self.keep :], pinned}
+        for of, version in old:
+            if of not in kept or of == step:
+                shutil.rmtree(self._path(of, version))
 
     def load(self, step: int | None = None) -> dict[str, Any]:
         """Returns the state of a step, or else of the newest checkpoint that is whole; a damaged one is named.
@@ -73,22 +75,27 @@ class Checkpoints:
         Raises:
             InputError: there is none, or none that is whole.
         """
-        candidates = self.steps() if step is None else [step]
-        for candidate in reversed(candidates):
-            try:
-                return self._read(self._path(candidate))
-            except (OSError, ValueError, KeyError) as error:
-                warnings.warn(f"{self._path(candidate)} is damaged ({error}); trying the one before", stacklevel=2)
+        for of, version in reversed(self._all()):
+            if step is None or of == step:
+                try:
+                    return self._read(self._path(of, version))
+                except (OSError, ValueError, KeyError) as error:
+                    warnings.warn(f"the checkpoint {self._path(of, version)} is damaged ({error})", stacklevel=2)
         raise InputError(f"{self.folder} holds no checkpoint that is whole, so there is nothing to resume")
 
     def remove_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, as when a run goes back."""
-        for later in self.steps():
+        for later, version in self._all():
             if later > step:
-                shutil.rmtree(self._path(later))
+                shutil.rmtree(self._path(later, version))
 
-    def _path(self, step: int) -> Path:
-        return self.folder / f"step-{step:08d}"
+    def _all(self) -> list[tuple[int, int]]:
+        """Returns step and version of every checkpoint, oldest first; whatever else is in the folder is let be."""
+        found = (_NAME.fullmatch(path.name) for path in self.folder.glob("step-*"))
+        return sorted((int(match[1]), int(match[2] or 0)) for match in found if match)
+
+    def _path(self, step: int, version: int) -> Path:
+        return self.folder / (f"step-{step:08d}" + (f".{version}" if version else ""))
 
     def _read(self, folder: Path) -> dict[str, Any]:
         from safetensors.torch import load_file

@@ -5,6 +5,7 @@ import dataclasses
 import math
 
 from trainwell import random
+from trainwell.errors import DivergedError
 from trainwell.train.loop import Trainer
 
 
@@ -48,12 +49,15 @@ def dry_run(trainer: Trainer, classes: int, most_steps: int = 300) -> DryRun:
         copy.deepcopy(trainer.model), trainer.train, trainer.val, recipe, trainer.hardware,
         (trainer.reported, trainer.reported), classification=trainer.classification,
     )  # fmt: skip
-    probe.model.train()
     losses: list[float] = []
     with random.preserved():
         while len(losses) < most_steps and not (losses and losses[-1] <= 0.1 * losses[0]):
             probe.batch, probe.tally = 0, [0.0, 0.0, 0.0]
-            probe.train_step()
+            try:
+                probe.train_step()
+            except DivergedError:
+                losses.append(math.inf)
+                break
             losses.append(probe.tally[1] / probe.tally[0])
     chance = math.log(classes) if trainer.classification else None
     return DryRun(losses[0], chance, losses[-1], len(losses))

@@ -12,11 +12,11 @@ from trainwell.data.batches import Batches
 def outputs_of(
     model: nn.Module, batches: Batches, autocast: contextlib.AbstractContextManager[None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the outputs (float32) and the targets of every sample, in the part's order, on the CPU.
+    """Returns the outputs (float32) and the targets of every sample, in the part's order, on the batches' device.
 
-    The model is put in evaluation and left in the mode it was in.
+    The model is put in evaluation, and every module then back in the mode it was in.
     """
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     outputs, targets = [], []
     try:
@@ -24,8 +24,9 @@ def outputs_of(
             x, y = batches.batch(0, number)
             with autocast or contextlib.nullcontext():
                 out = model(x)
-            outputs.append(out.float().cpu())
-            targets.append(y.cpu())
+            outputs.append(out.float())
+            targets.append(y)
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
     return torch.cat(outputs), torch.cat(targets)

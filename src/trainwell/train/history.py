@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwell.errors import InputError
-from trainwell.files import write_atomically
+from trainwell.files import finite, write_atomically
 
 Row = dict[str, Any]
 
@@ -25,14 +25,15 @@ class History:
 
     def append(self, row: Row) -> None:
         """Adds a row, in memory and at the end of the file."""
+        row = finite(row)
         self.rows.append(row)
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
-    def truncate(self, length: int) -> None:
-        """Forgets the rows after the first `length`, as when a run goes back to a checkpoint."""
-        del self.rows[length:]
+    def replace(self, rows: list[Row]) -> None:
+        """Puts other rows in place of all, as when a run goes back to a checkpoint."""
+        self.rows = list(rows)
         if self.path is not None:
             write_atomically(self.path, "".join(map(_line, self.rows)))
 
@@ -54,5 +55,4 @@ def read(path: Path) -> list[Row]:
 
 
 def _line(row: Row) -> str:
-    finite = {k: None if isinstance(v, float) and v - v != 0 else v for k, v in row.items()}
-    return json.dumps(finite) + "\n"
+    return json.dumps(row, allow_nan=False) + "\n"

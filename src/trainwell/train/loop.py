@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from trainwell import random
 from trainwell.data.batches import Batches
-from trainwell.errors import DivergedError, InputError
+from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.train import interrupt
 from trainwell.train.checkpoint import Checkpoints
 from trainwell.train.early_stopping import EarlyStopping
@@ -26,10 +27,6 @@ Metric = Callable[[torch.Tensor, torch.Tensor], float]
 _MOST_HALVINGS = 10
 
 
-class _NotFiniteError(Exception):
-    """Loss or gradient are not finite."""
-
-
 class Trainer:
     """Trains a model by a resolved recipe; can be stopped at any step and goes on to the same bits.
 
@@ -42,8 +39,6 @@ class Trainer:
         losses: what is minimised and what is reported (see `trainwell.train.losses`).
         metrics: further figures of the validation part: name to function of all outputs and targets.
         classification: whether accuracies are reported.
-        history: where the rows go.
-        checkpoints: where the state goes.
         save_seconds: how often the state is saved.
         on_epoch_end: called with the trainer and the new row after each epoch; it may call `stop`.
         on_step: called with the trainer after each step, for progress.
@@ -67,8 +62,6 @@ class Trainer:
         *,
         metrics: dict[str, Metric] | None = None,
         classification: bool = True,
-        history: History | None = None,
-        checkpoints: Checkpoints | None = None,
         save_seconds: float = 60.0,
         on_epoch_end: Callable[["Trainer", Row], object] | None = None,
         on_step: Callable[["Trainer"], object] | None = None,
@@ -77,15 +70,19 @@ class Trainer:
         self.model, self.train, self.val, self.recipe, self.hardware = model, train, val, recipe, hardware
         self.objective, self.reported = losses
         self.metrics, self.classification = metrics or {}, classification
-        self.history, self.checkpoints, self.save_seconds = history or History(), checkpoints, save_seconds
+        self.history, self.save_seconds = History(), save_seconds
+        self.checkpoints: Checkpoints | None = None
         self.on_epoch_end, self.on_step = on_epoch_end, on_step
 
         self.total_steps = recipe.steps
         self.optimizer = make_optimizer(model, recipe)
         self.schedule = make_schedule(recipe, self.total_steps)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        mode = "min" if recipe.monitor.endswith("loss") else "max"
-        self.stopping = EarlyStopping(recipe.patience, recipe.min_delta, mode)
+        self.stopping = EarlyStopping(recipe.patience, recipe.min_delta, recipe.monitor_mode)
+        figures = [*(["accuracy"] if classification else []), "loss", *self.metrics]
+        if recipe.monitor not in [f"val_{name}" for name in figures]:
+            known = ", ".join(f"val_{name}" for name in figures)
+            raise InputError(f"monitor is {recipe.monitor!r}, which is none of {known}")
 
         self.step = self.epoch = self.batch = 0
         self.tally = [0.0, 0.0, 0.0]  # of this epoch: samples, their losses, how many were right
@@ -93,16 +90,20 @@ class Trainer:
         self.best_epoch = self.best_step = 0
         self.lr_scale, self.halvings = 1.0, 0
         self.first_loss: float | None = None
-        self.stop_reason = ""
+        self.stop_reason = self._stop_asked = ""
         self._epoch_start = 0  # the step of the newest checkpoint at an epoch's start
         self._seconds_before, self._started, self._saved = 0.0, time.monotonic(), time.monotonic()
+
+    def keep_in(self, folder: Path) -> None:
+        """Keeps history and checkpoints in a folder from here on; without this, nothing is on disk."""
+        self.history, self.checkpoints = History(folder / "history.jsonl"), Checkpoints(folder / "checkpoints")
 
     # ------------------------------------------------------------------ one step
 
     def train_step(self) -> None:
         """Takes one step of the optimizer on one batch. Nothing is stepped if loss or gradient are not finite."""
         random.seed_everything(self.recipe.seed, "step", self.step)
-        rate = self.set_rate()
+        self.set_rate()
         inputs, targets = self.train.batch(self.epoch, self.batch)
 
         loss, reported, right = self.forward_backward(inputs, targets)
@@ -114,8 +115,7 @@ class Trainer:
         loss_, reported_, right_, norm_ = torch.stack([loss, reported, right, norm]).tolist()
         if not (math.isfinite(loss_) and math.isfinite(norm_)):
             self.optimizer.zero_grad()
-            raise _NotFiniteError(f"step {self.step + 1} (epoch {self.epoch + 1}), at a rate of {rate:.3g}: "
-                                  f"the loss is {loss_:.4g}, the gradient's norm {norm_:.4g}")  # fmt: skip
+            raise self._diverged(f"the loss is {loss_:.4g}, the gradient's norm {norm_:.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -124,12 +124,11 @@ class Trainer:
         self.tally = [a + b for a, b in zip(self.tally, (len(targets), reported_ * len(targets), right_), strict=True)]
         self.step, self.batch = self.step + 1, self.batch + 1
 
-    def set_rate(self) -> float:
-        """Sets the learning rate of the step to come, and returns it."""
+    def set_rate(self) -> None:
+        """Sets the learning rate of the step to come."""
         rate = self.lr_scale * self.schedule(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        return rate
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Adds up the batch's gradient, piece by piece; returns loss, reported loss, and how many were right."""
@@ -158,56 +157,58 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C, or a request to end; the state was saved.
         """
         self._started = self._saved = time.monotonic()
-        self.model.train()
         with interrupt.deferred() as interrupted:
             if self.checkpoints is not None and not self.checkpoints.steps():
                 self.save()
             while not self.stop_reason:
                 try:
                     self.train_step()
-                except _NotFiniteError as what:
-                    self._diverged(str(what))
-                    continue
-                if self.on_step:
-                    self.on_step(self)
-                if self.batch == len(self.train) or self.step == self.total_steps:
-                    self._end_epoch()
+                    if self.on_step:
+                        self.on_step(self)
+                    if self.batch == len(self.train) or self.step == self.total_steps:
+                        self._end_epoch()
+                except DivergedError as what:
+                    self._go_back(what)
                 if interrupted():
                     self.save()
                     raise KeyboardInterrupt(f"interrupted and saved after step {self.step} of {self.total_steps}")
-                if time.monotonic() - self._saved >= self.save_seconds or self.stop_reason:
+                at_epochs_end = self._halves and self.batch == 0
+                if self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds:
                     self.save()
 
     def stop(self, reason: str) -> None:
-        """Ends the run after this epoch."""
-        self.stop_reason = reason
+        """Ends the run at the end of this epoch."""
+        self._stop_asked = reason
 
     def _end_epoch(self) -> None:
         row = self._row()
+        if not math.isfinite(row["val_loss"]):
+            raise self._diverged(f"the validation loss is {row['val_loss']:.4g}")
         at = row["epoch"] if self.recipe.patience_unit == "epochs" else self.step
-        if self.recipe.monitor not in row:
-            raise InputError(f"monitor is {self.recipe.monitor!r}, which is none of {', '.join(row)}")
         if self.stopping.update(row[self.recipe.monitor], at):
             self.best_epoch, self.best_step = row["epoch"], self.step
-            self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            if self.recipe.restore_best:
+                self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.history.append(row)
-        if self.step == self.total_steps:
-            self.stop_reason = f"all {row['epoch']} epochs done"
-        elif self.stopping.should_stop(at):
-            self.stop_reason = (
-                f"no gain in {self.recipe.monitor} for {self.recipe.patience} {self.recipe.patience_unit}"
-            )
         self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
         if self.on_epoch_end:
             self.on_epoch_end(self, row)
-        if self.recipe.on_nonfinite == "halve":
-            self.save()
+        if self._stop_asked:
+            self.stop_reason = self._stop_asked
+        elif self.step == self.total_steps:
+            whole = self.step % len(self.train) == 0
+            self.stop_reason = f"all {self.epoch} epochs done" if whole else f"all {self.step:,} steps done"
+        elif self.stopping.should_stop(at):
+            waited = f"{self.recipe.patience} {self.recipe.patience_unit}"
+            self.stop_reason = f"no gain in {self.recipe.monitor} for {waited}"
 
     @torch.no_grad()
     def validate(self) -> Row:
         """Returns the figures of the validation part."""
+        random.seed_everything(self.recipe.seed, "validate", self.step)  # a layer may be random even in evaluation
         outputs, targets = outputs_of(self.model, self.val, self.hardware.autocast())
         row: Row = {"val_loss": float(self.reported(outputs, targets))}
+        outputs, targets = outputs.cpu(), targets.cpu()
         if self.classification:
             row["val_accuracy"] = accuracy(outputs, targets)
         return row | {f"val_{name}": float(metric(outputs, targets)) for name, metric in self.metrics.items()}
@@ -232,18 +233,27 @@ class Trainer:
 
     # ------------------------------------------------------------------ what went wrong
 
-    def _diverged(self, what: str) -> None:
-        """Stops, or goes back to the last epoch's end with half the rate."""
-        halve = self.recipe.on_nonfinite == "halve" and self.checkpoints is not None
-        if not halve or self.halvings == _MOST_HALVINGS:
-            kept = f"; the checkpoints before it are in {self.checkpoints.folder}" if self.checkpoints else ""
-            again = f" after {self.halvings} halvings of the rate" if self.halvings else ""
-            raise DivergedError(f"not finite at {what}{again}: try a lower lr, clip_grad=1, a longer warmup, "
-                                f"precision='fp32' or on_nonfinite='halve'{kept}")  # fmt: skip
+    @property
+    def _halves(self) -> bool:
+        return self.recipe.on_nonfinite == "halve" and self.checkpoints is not None
+
+    def _diverged(self, what: str) -> DivergedError:
+        rate = self.optimizer.param_groups[0]["lr"]
+        again = f", after {self.halvings} halvings" if self.halvings else ""
+        kept = f"; the checkpoints before it are in {self.checkpoints.folder}" if self.checkpoints else ""
+        return DivergedError(
+            f"not finite at step {self.step + 1} (epoch {self.epoch + 1}), at a rate of {rate:.3g}{again}: {what}; "
+            f"try a lower lr, clip_grad=1, a longer warmup, precision='fp32' or on_nonfinite='halve'{kept}"
+        )
+
+    def _go_back(self, what: DivergedError) -> None:
+        """Goes back to the last epoch's end with half the rate, if the recipe says so."""
+        if not self._halves or self.halvings == _MOST_HALVINGS:
+            raise what
         assert self.checkpoints is not None
-        scale, halvings = self.lr_scale / 2, self.halvings + 1
+        scale, halvings, seconds = self.lr_scale / 2, self.halvings + 1, self.seconds
         self.load_state_dict(self.checkpoints.load(self._epoch_start))
-        self.lr_scale, self.halvings = scale, halvings
+        self.lr_scale, self.halvings, self._seconds_before = scale, halvings, seconds
 
     # ------------------------------------------------------------------ state
 
@@ -252,26 +262,34 @@ class Trainer:
         if self.checkpoints is not None:
             if self.batch == 0:
                 self._epoch_start = self.step
-            pinned = self._epoch_start if self.recipe.on_nonfinite == "halve" else None
+            pinned = self._epoch_start if self._halves else None
             self.checkpoints.save(self.step, self.state_dict(), pinned)
         self._saved = time.monotonic()
 
     def resume(self) -> None:
-        """Goes on from the newest checkpoint that is whole."""
+        """Goes on from the newest checkpoint that is whole.
+
+        Raises:
+            InputError: there is none, or it is of another model.
+        """
         assert self.checkpoints is not None
-        self.load_state_dict(self.checkpoints.load())
+        try:
+            self.load_state_dict(self.checkpoints.load())
+        except (RuntimeError, KeyError) as error:
+            raise InputError(f"{self.checkpoints.folder} is of another model ({in_one_line(error)})") from None
 
     _PLAIN = ("step", "epoch", "batch", "tally", "best_epoch", "best_step", "lr_scale", "halvings", "first_loss",
-              "stop_reason", "_epoch_start")  # fmt: skip
+              "stop_reason", "_stop_asked", "_epoch_start")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that is not a function of the recipe and the step."""
         return {
             "model": self.model.state_dict(),
+            "buffers": self._other_buffers(),
             "optimizer": self.optimizer.state_dict(),
             "stopping": self.stopping.state_dict(),
             "best": self.best_state,
-            "history": len(self.history.rows),
+            "history": self.history.rows,
             "seconds": self.seconds,
             **{name: getattr(self, name) for name in self._PLAIN},
         }
@@ -279,6 +297,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back, or on, to a saved state; what is on disk of later steps is removed."""
         self.model.load_state_dict(state["model"])
+        for name, buffer in self._other_buffers().items():
+            buffer.copy_(state["buffers"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, values in self.optimizer.state.items():  # lay them out in memory like their parameter
             for name, value in values.items():
@@ -290,6 +310,11 @@ class Trainer:
         for name in self._PLAIN:
             setattr(self, name, state[name])
         self._seconds_before, self._started = state["seconds"], time.monotonic()
-        self.history.truncate(state["history"])
+        self.history.replace(state["history"])
         if self.checkpoints is not None:
             self.checkpoints.remove_after(self.step)
+
+    def _other_buffers(self) -> dict[str, torch.Tensor]:
+        """Returns the buffers that a state dict leaves out, which training may change all the same."""
+        saved = self.model.state_dict()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name not in saved}

@@ -3,22 +3,21 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.data.images import Images
+from trainwell.errors import InputError, in_one_line
 from trainwell.train import hardware, losses
-from trainwell.train.checkpoint import Checkpoints
 from trainwell.train.display import Display
-from trainwell.train.history import History
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
@@ -26,27 +25,47 @@ from trainwell.train.speed import steps_within
 
 @dataclass(frozen=True)
 class Custom:
-    """What a recipe cannot say: code of the user's own."""
+    """What a recipe cannot say: code of the user's own.
+
+    Raises:
+        InputError: one of them is not what it should be.
+    """
 
     model: nn.Module | None = None
     loss: losses.Loss | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.model is not None and not isinstance(self.model, nn.Module):
+            hint = "; make an instance of it" if isinstance(self.model, type) else ""
+            raise InputError(f"model must be a torch.nn.Module or a name, not {self.model!r}{hint}")
+        if self.loss is not None and not callable(self.loss):
+            raise InputError(f"loss must be a function of outputs and targets, not {self.loss!r}")
+        if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
+            raise InputError("metrics must map names to functions of outputs and targets")
+        for name in ("loss", "accuracy"):
+            if name in self.metrics:
+                raise InputError(f"a metric cannot be called {name!r}, which every history has; choose another name")
+
 
 @contextlib.contextmanager
-def prepared(data: Data, recipe: Recipe, custom: Custom, folder: Path | None, display: Display) -> Iterator[Trainer]:
+def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> Iterator[Trainer]:
     """Yields the trainer of a recipe, in a process that is set up for it; puts the process back afterwards.
 
     Args:
         data: what to train on.
         recipe: how; the trainer's own recipe is this one with every choice made.
         custom: the user's model, loss and metrics.
-        folder: where history and checkpoints go; `None` keeps nothing.
         display: told what was chosen.
+
+    Raises:
+        InputError: data, recipe and model do not go together.
     """
     if data.skipped:
         some = "; ".join(f"{item.path}: {item.reason}" for item in data.skipped[:3])
         display.say(f"left out {len(data.skipped):,} files ({some}{'; …' if len(data.skipped) > 3 else ''})")
+    if recipe.label_smoothing and (custom.loss is not None or data.task != "classification"):
+        raise InputError("label_smoothing is for the classification loss; leave it at 0 beside a loss of your own")
     images = data.images
     size = images.size if images is not None else None
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
@@ -56,9 +75,9 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, folder: Path | None, di
     recipe = dataclasses.replace(recipe, precision=machine.precision, memory_format=machine.memory_format)
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
-        if custom.model is not None:
-            recipe = dataclasses.replace(recipe, model=f"custom {type(custom.model).__name__}")
-        model = _on(machine, custom.model or _initialised(recipe, data, size))
+        model = _on(machine, custom.model if custom.model is not None else _initialised(recipe, data, size))
+        if not model.training:  # as a whole; parts that were put in evaluation stay there
+            model.train()
         mean, std = statistics(data.train)
         batches = functools.partial(
             Batches, size=size, mean=mean, std=std, channels_last=machine.channels_last, device=machine.device
@@ -76,20 +95,19 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, folder: Path | None, di
             metrics=custom.metrics,
             classification=data.task == "classification",
         )
+        probe = trainer(dataclasses.replace(recipe, epochs=None, minutes=None, steps=10**9))
+        _refuse_misfits(probe, dimensions(data, size)["num_classes"], custom)
         count = sum(parameter.numel() for parameter in model.parameters())
         display.say(
-            f"{recipe.model}, {count:,} parameters; {', '.join(f'{n:,} to {part}' for part, n in data.sizes.items())}; "
+            f"{model_name(recipe, custom)}, {count:,} parameters; "
+            f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items())}; "
             f"on {machine.device} in {machine.precision}, {machine.memory_format}, {torch.get_num_threads()} threads"
         )
         steps = recipe.steps or (recipe.epochs or 1) * len(train)
         if recipe.minutes is not None:
-            steps = steps_within(60 * recipe.minutes, trainer(dataclasses.replace(recipe, minutes=None, steps=10**9)))
+            steps = steps_within(60 * recipe.minutes, probe)
             display.say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
-        yield trainer(
-            dataclasses.replace(recipe, steps=steps, epochs=None, minutes=None),
-            history=History(folder and folder / "history.jsonl"),
-            checkpoints=Checkpoints(folder / "checkpoints") if folder else None,
-        )
+        yield trainer(dataclasses.replace(recipe, steps=steps, epochs=None, minutes=None))
 
 
 def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -109,6 +127,11 @@ def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
     return {"num_classes": outputs, "in_chans": None, "img_size": None, "in_features": features}
 
 
+def model_name(recipe: Recipe, custom: Custom) -> str:
+    """Returns what to call the model."""
+    return recipe.model if custom.model is None else type(custom.model).__name__
+
+
 def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None) -> nn.Module:
     random.seed_everything(recipe.seed, "init")
     return models.create(recipe.model, **dimensions(data, size), drop_rate=recipe.drop_rate)
@@ -119,3 +142,38 @@ def _on(machine: hardware.Hardware, model: nn.Module) -> nn.Module:
     if machine.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
+    """Tries model and loss on two samples, in evaluation, so that what cannot work is told before anything is done."""
+    piece = -(-trainer.train.batch_size // trainer.recipe.grad_accum_steps)
+    smallest = trainer.train.batch_size % piece or piece
+    if smallest == 1 and any(isinstance(module, _BatchNorm) and module.training for module in trainer.model.modules()):
+        raise InputError("batch norm needs at least 2 samples at once; change batch_size or grad_accum_steps")
+    few = Batches(
+        dataclasses.replace(trainer.val.part, indices=trainer.val.part.indices[:2]), 2, size=trainer.val.size,
+        mean=trainer.val.mean, std=trainer.val.std, device=trainer.val.device,
+        channels_last=trainer.val.channels_last,
+    )  # fmt: skip
+    x, y = few.batch(0, 0)
+    shape = tuple(x.shape)
+    modes = [(module, module.training) for module in trainer.model.modules()]
+    try:
+        with torch.no_grad(), trainer.hardware.autocast():
+            out = trainer.model.eval()(x)
+    except Exception as error:
+        raise InputError(f"the model cannot take a float32 batch of shape {shape} ({in_one_line(error)})") from error
+    finally:
+        for module, training in modes:
+            module.training = training
+    if not isinstance(out, torch.Tensor):
+        raise InputError(f"the model must return a tensor, not a {type(out).__name__}")
+    if custom.loss is None and tuple(out.shape) not in [(len(y), outputs), tuple(y.shape)]:
+        raise InputError(f"the model returns shape {tuple(out.shape)} for a batch of {len(y)}, not {(len(y), outputs)}")
+    try:
+        with torch.no_grad():
+            loss = trainer.reported(out.float(), y)
+    except Exception as error:
+        raise InputError(f"the loss cannot take outputs of shape {tuple(out.shape)} ({in_one_line(error)})") from error
+    if not isinstance(loss, torch.Tensor) or loss.ndim:
+        raise InputError("the loss must return a tensor with one number, the mean over the batch (reduction='mean')")

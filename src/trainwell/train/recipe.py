@@ -1,6 +1,7 @@
 """The recipe: everything that decides what a run computes, in one frozen object."""
 
 import dataclasses
+import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from trainwell.errors import InputError, nearest
 
 # How long to train where nothing else says so: at least so many steps, within so many epochs.
 _PRESETS = {"quick": (300, 5, 40), "good": (1_500, 15, 150), "best": (6_000, 60, 400)}
+_MOST_THREADS = 1_024
 _RATES = {"adamw": 2e-3, "adam": 2e-3, "sgd": 0.1, "rmsprop": 1e-3, "adagrad": 1e-2}
 _DECAYS = {"adamw": 0.05, "sgd": 5e-4}
 
@@ -72,6 +74,9 @@ class Recipe:
     monitor: str = "auto"
     """which figure of the history decides what is best: val_accuracy, val_loss, or val_NAME of a metric"""
 
+    monitor_mode: Literal["auto", "min", "max"] = "auto"
+    """whether less or more of it is better; to be said for a metric of your own"""
+
     patience: int | None = None
     """stop after so long without a gain; by default never before the end"""
 
@@ -120,6 +125,8 @@ class Recipe:
         for name in ("momentum", "label_smoothing", "drop_rate", "warmup"):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
+        if self.threads is not None and self.threads > _MOST_THREADS:
+            raise InputError(f"threads must be at most {_MOST_THREADS}; it is {self.threads}")
         lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
         if len(lengths) > 1:
             raise InputError(f"{' and '.join(lengths)} each say how long to train; give one of them")
@@ -183,8 +190,13 @@ class Recipe:
             changes["lr"] = _RATES[self.optimizer]
         if self.weight_decay is None:
             changes["weight_decay"] = _DECAYS.get(self.optimizer, 0.0)
-        if self.monitor == "auto":
-            changes["monitor"] = "val_accuracy" if task == "classification" else "val_loss"
+        monitor = self.monitor
+        if monitor == "auto":
+            changes["monitor"] = monitor = "val_accuracy" if task == "classification" else "val_loss"
+        if self.monitor_mode == "auto":
+            if monitor not in ("val_accuracy", "val_loss"):
+                raise InputError(f"monitor is {monitor!r}: say with monitor_mode whether 'min' or 'max' of it is best")
+            changes["monitor_mode"] = "max" if monitor == "val_accuracy" else "min"
         if self.steps is None and self.epochs is None and self.minutes is None:
             least, low, high = _PRESETS[self.preset]
             changes["epochs"] = min(max(-(-least // self.steps_per_epoch(sizes["train"])), low), high)
@@ -211,3 +223,5 @@ def _check_type(field: "dataclasses.Field[Any]", value: Any) -> None:
     if not isinstance(value, accepted) or (isinstance(value, bool) and bool not in kinds):
         wanted = next(words for kind, words in _WORDS.items() if kind in kinds)
         raise InputError(f"{field.name} must be {wanted}; it is {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise InputError(f"{field.name} must be finite; it is {value}")

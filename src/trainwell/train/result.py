@@ -1,6 +1,5 @@
 """What a finished run leaves: the kept weights, and how well they do on data never seen."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ import torch
 
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
-from trainwell.files import write_atomically
+from trainwell.files import write_atomically, write_json
+from trainwell.random import seed_everything
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.metrics import bootstrap_interval, wilson_interval
@@ -33,19 +33,23 @@ def write_result(folder: Path, trainer: Trainer, data: Data, test: Batches) -> d
     kept = trainer.best_epoch if restored else trainer.epoch
     row = trainer.history.rows[kept - 1]
 
+    seed_everything(trainer.recipe.seed, "result")
     outputs, targets = outputs_of(trainer.model, test, trainer.hardware.autocast())
-    val_outputs, val_targets = outputs_of(trainer.model, trainer.val, trainer.hardware.autocast())
+    val_outputs, val_targets = (
+        tensor.cpu() for tensor in outputs_of(trainer.model, trainer.val, trainer.hardware.autocast())
+    )
     loss = _as_float(trainer.reported)
     result: dict[str, Any] = {
         "monitor": trainer.recipe.monitor,
         **{name: value for name, value in row.items() if name.startswith("val_")},
         "test_loss": loss(outputs, targets),
     }
+    if not trainer.classification:
+        result["test_interval"] = bootstrap_interval(loss, outputs, targets)
+    outputs, targets = outputs.cpu(), targets.cpu()
     if trainer.classification:
         right = int((outputs.argmax(1) == targets).sum())
         result |= {"test_accuracy": right / len(targets), "test_interval": wilson_interval(right, len(targets))}
-    else:
-        result["test_interval"] = bootstrap_interval(loss, outputs, targets)
     result["metrics"] = {
         f"test_{name}": {
             "value": float(metric(outputs, targets)),
@@ -74,7 +78,7 @@ def write_result(folder: Path, trainer: Trainer, data: Data, test: Batches) -> d
         "test_rows": torch.from_numpy(data.test.indices),
     }  # fmt: skip
     _write_tensors(folder / "evaluation.safetensors", evaluation)
-    write_atomically(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_json(folder / "result.json", result)
     return result
 
 
@@ -107,7 +111,7 @@ def _write_mistakes(folder: Path, data: Data, chances: torch.Tensor, targets: to
     if data.images is not None and rows:
         pictures = {str(place): _thumbnail(data.images[row]) for place, row in enumerate(rows)}
         _write_tensors(folder / "mistakes.safetensors", pictures)
-    write_atomically(folder / "mistakes.json", json.dumps(told, indent=2) + "\n")
+    write_json(folder / "mistakes.json", told)
 
 
 def _thumbnail(image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:

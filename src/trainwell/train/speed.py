@@ -20,7 +20,6 @@ def steps_within(seconds: float, trainer: Trainer) -> int:
         copy.deepcopy(trainer.model), trainer.train, trainer.val, recipe, trainer.hardware,
         (trainer.objective, trainer.reported), classification=trainer.classification,
     )  # fmt: skip
-    probe.model.train()
     with random.preserved():
         _take(probe, 2)  # the first steps prepare kernels and memory
         warm, taken = time.monotonic(), 0
