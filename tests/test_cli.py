@@ -189,3 +189,50 @@ def test_seconds_between_saves_change_nothing(tmp_path, capsys):
         assert _main(capsys, *words)[0] == 0
     often, never = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("often", "never"))
     assert often == never
+
+
+def test_no_space_left_is_one_line_and_code_2(tmp_path):
+    """A limit on the size of files stands for a full disk; each lets the run come a little farther."""
+    for kilobytes in (1, 60, 900):
+        out = tmp_path / f"run-{kilobytes}"
+        words = f"{sys.executable} -m trainwell fit digits --out {out} --epochs 1 --threads 1 --quiet"
+        done = subprocess.run(["bash", "-c", f"ulimit -f {kilobytes}; {words}"], capture_output=True, text=True)
+        assert done.returncode == 2
+        assert done.stderr.startswith("trainwell: ")
+        assert "File too large" in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_a_dry_run_that_diverges_says_so(capsys):
+    words = ["fit", "digits", "--dry-run", "--lr", "1e30", "--optimizer", "sgd", *QUICK]
+    code, out, err = _main(capsys, *words)
+    assert code == 1
+    assert "NOT learnt: loss" in out
+    assert err.splitlines()[-1].startswith("trainwell: the dry run found something odd")
+
+
+def test_a_model_of_code_resumes_when_it_is_named_again(capsys, tmp_path, monkeypatch):
+    (tmp_path / "my_nets.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert _main(capsys, "fit", "digits", "--out", "run", "--model", "my_nets:make", "--epochs", 2, *QUICK)[0] == 0
+    (tmp_path / "run" / "result.json").unlink()
+    code, _, err = _main(capsys, "fit", "--resume", "--out", "run")
+    assert code == 2
+    assert "--model my_nets:make" in err
+    assert _main(capsys, "fit", "--resume", "--out", "run", "--model", "my_nets:make")[0] == 0
+
+
+def test_a_damaged_checkpoint_is_named_in_one_line(capsys, tmp_path):
+    words = ["fit", "digits", "--out", tmp_path / "run", "--epochs", 2, "--save-seconds", 0, "--quiet", *QUICK]
+    assert _main(capsys, *words)[0] == 0
+    (tmp_path / "run" / "result.json").unlink()
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    (newest / "state.json").write_text("{}")
+    command = [sys.executable, "-m", "trainwell", "fit", "--resume", "--out", str(tmp_path / "run"), "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert done.stderr.splitlines() == [
+        f"trainwell: the checkpoint {newest} is damaged (state.json is not what was written)"
+    ]

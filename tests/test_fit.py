@@ -307,3 +307,122 @@ def test_bad_input_is_one_clear_line_and_leaves_no_run(fields, message, tmp_path
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run" / "run.json").exists()
     tw.fit((X, Y), out=tmp_path / "run", **{**QUICK, "epochs": 1})  # the folder can be used afterwards
+
+
+# ------------------------------------------------------------------ what does not go together
+
+
+class TwoOutputs(nn.Linear):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"model": nn.Linear(6, 2)}, r"returns shape \(2, 2\) for a batch of 2, not \(2, 3\)"),
+        ({"model": nn.Linear(5, 3)}, r"cannot take a float32 batch of shape \(2, 6\) .RuntimeError"),
+        ({"model": nn.Linear(6, 3).double()}, "cannot take a float32 batch"),
+        ({"model": TwoOutputs(6, 3)}, "must return a tensor, not a tuple"),
+        ({"model": nn.Linear}, "make an instance of it"),
+        ({"model": nn.ReLU()}, "no parameter to train"),
+        ({"loss": nn.CrossEntropyLoss(reduction="none")}, "one number, the mean"),
+        ({"loss": nn.BCEWithLogitsLoss()}, "the loss cannot take outputs"),
+        ({"loss": "mse"}, "loss must be a function"),
+        ({"loss": nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "label_smoothing is for the classification loss"),
+        ({"metrics": [print]}, "metrics must map names"),
+        ({"metrics": {"loss": max}}, "cannot be called 'loss'"),
+        ({"batch_size": 1}, "batch norm needs at least 2"),
+        ({"batch_size": 4, "grad_accum_steps": 4, "model": "mlp", "lr": 1e-3, "steps": 1, "epochs": None}, None),
+        ({"recipe": 3}, "recipe must be a Recipe"),
+    ],
+)
+def test_what_does_not_go_together_is_told_before_anything_is_done(given, message, tmp_path):
+    words = {**QUICK, "batch_size": 8, **given}
+    if message is None:
+        assert tw.fit((X, Y), out=tmp_path / "run", **words).result["steps"] == 1
+        return
+    with pytest.raises(tw.InputError, match=message) as caught:
+        tw.fit((X, Y), out=tmp_path / "run", **words)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_beside_overwrite_loses_nothing(digits):
+    before = sorted(path.name for path in digits.path.iterdir())
+    for bad in ({"source": "nowhere"}, {"source": "digits", "model": nn.Linear(1, 1)}):
+        with pytest.raises(tw.InputError):
+            tw.fit(bad.pop("source"), out=digits.path, overwrite=True, **QUICK, **bad)
+    assert sorted(path.name for path in digits.path.iterdir()) == before
+
+
+def test_a_start_does_not_take_another_tools_checkpoints(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "epoch=9.ckpt").write_text("precious")
+    with pytest.raises(tw.InputError, match="not empty and holds no run"):
+        tw.fit((X, Y), out=tmp_path, overwrite=True, **QUICK)
+    assert (tmp_path / "checkpoints" / "epoch=9.ckpt").read_text() == "precious"
+
+
+def test_the_written_command_makes_the_run_again(tmp_path):
+    made = tw.fit("digits", out=tmp_path / "my run", val=0.3, split_seed=4, restore_best=False, **QUICK)
+    assert made.info["command"] == (
+        f"trainwell fit digits --out '{tmp_path / 'my run'}' --val 0.3 --split-seed 4 "
+        "--epochs 3 --batch-size 32 --no-restore-best --threads 1"
+    )
+    own = tw.fit((X, Y), out=tmp_path / "own", loss=nn.CrossEntropyLoss(), **QUICK)
+    assert own.info["command"].startswith(f"tw.fit(data, out='{tmp_path / 'own'}', loss=loss, epochs=3")
+
+
+def test_a_finished_run_without_its_report_gets_it(tmp_path):
+    run = tw.fit((X, Y), out=tmp_path / "run", **QUICK)
+    (run.path / "report.html").unlink()
+    tw.resume(run.path, data=(X, Y), quiet=True)
+    assert (run.path / "report.html").exists()
+
+
+class Odd(nn.Module):
+    """Random in evaluation too, with a buffer that no state dict holds, and a batch norm put in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(6).eval(), nn.Linear(6, 3)
+        self.register_buffer("calls", torch.zeros(()), persistent=False)
+
+    def forward(self, x):
+        if self.training:
+            self.calls += 1
+        x = self.norm(x) * (1 + 0.01 * self.calls)
+        return self.head(x + 0.1 * torch.randn_like(x))
+
+
+def test_odd_models_resume_to_the_bit_too(tmp_path):
+    def interrupt(trainer, row):
+        if row["epoch"] == 2:
+            trainer.save()
+            raise SystemError
+
+    data = tw.load((X, Y))
+    torch.manual_seed(0)
+    whole = tw.fit(data, out=tmp_path / "whole", model=Odd(), **QUICK)
+    torch.manual_seed(0)
+    with pytest.raises(SystemError):
+        tw.fit(data, out=tmp_path / "cut", model=Odd(), on_epoch_end=interrupt, **QUICK)
+    resumed = tw.resume(tmp_path / "cut", data=data, model=Odd(), quiet=True)
+    assert (resumed.path / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+    assert resumed.result["test_loss"] == whole.result["test_loss"]
+    state = load_file(whole.path / "model.safetensors")
+    assert torch.equal(state["norm.running_mean"], torch.zeros(6))  # what was put in evaluation stayed there
+    assert torch.equal(state["norm.num_batches_tracked"], torch.tensor(0))
+
+
+def test_resuming_with_another_model_is_one_clear_line(tmp_path):
+    def interrupt(trainer, row):
+        raise SystemError
+
+    with pytest.raises(SystemError):
+        tw.fit((X, Y), out=tmp_path / "run", model=nn.Linear(6, 3), on_epoch_end=interrupt, **QUICK)
+    other = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 3))
+    with pytest.raises(tw.InputError, match="of another model") as caught:
+        tw.resume(tmp_path / "run", data=(X, Y), model=other, quiet=True)
+    assert "\n" not in str(caught.value)

@@ -148,3 +148,10 @@ def test_no_run_and_a_damaged_one_are_told_apart(run, tmp_path):
     (copy / "run.json").write_text("{")
     with pytest.raises(tw.InputError, match=r"run\.json is damaged"):
         tw.Run(copy)
+
+
+def test_a_coloured_array_on_a_grey_model_is_seen_as_the_file_would_be(tmp_path):
+    digits = tw.fit("digits", out=tmp_path / "run", epochs=2, threads=1, quiet=True)
+    picture = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    assert (digits.predict(picture[None]).outputs == digits.predict(tmp_path / "a.png").outputs).all()

@@ -197,3 +197,34 @@ def test_a_trainer_works_without_a_folder():
         trainer.run()
     assert len(trainer.history.rows) == 2
     json.dumps(trainer.history.rows)
+
+
+def test_stop_ends_the_run_at_the_end_of_the_epoch(tmp_path, monkeypatch):
+    train_step = Trainer.train_step
+
+    def step(self):
+        train_step(self)
+        if self.step == 2:
+            self.stop("enough")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    run = _fit(tmp_path / "run", epochs=3)
+    assert (run.result["stop_reason"], run.result["epochs"], run.result["steps"]) == ("enough", 1, 4)
+
+
+def test_a_validation_loss_that_is_not_finite_is_no_state_to_keep(tmp_path, monkeypatch):
+    """The last step of an epoch spoils the weights: what is kept, and gone back to, is the state before."""
+    train_step = Trainer.train_step
+
+    def step(self):
+        train_step(self)
+        if self.step == 8 and self.lr_scale == 1:
+            self.model.weight.data.fill_(float("nan"))
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    with pytest.raises(DivergedError, match="validation loss is nan"):
+        _fit(tmp_path / "stop", epochs=3, save_seconds=1e9)
+    run = _fit(tmp_path / "halve", epochs=3, on_nonfinite="halve")
+    assert run.result["halvings"] == 1
+    assert [row["epoch"] for row in run.history] == [1, 2, 3]
+    assert all(torch.isfinite(value).all() for value in _weights(run).values())
