@@ -25,6 +25,7 @@ test-slow: .venv/ready
 bench: .venv/ready
 	$(BIN)/python bench/fit_speed.py
 	$(BIN)/python bench/import_time.py
+	$(BIN)/python bench/keep_memory.py
 
 lint: .venv/ready
 	$(BIN)/ruff check

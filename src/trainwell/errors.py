@@ -28,9 +28,9 @@ class DivergedError(RuntimeError):
 
 
 def in_one_line(error: BaseException, most: int = 200) -> str:
-    """Returns an error of a library as part of a line of ours.
+    """Returns an error of a library as part of a line of ours, white space folded.
 
-    >>> in_one_line(ValueError("bad\n   shape"))
+    >>> in_one_line(ValueError("bad   shape"))
     'ValueError: bad shape'
     """
     text = " ".join(f"{type(error).__name__}: {error}".split())
