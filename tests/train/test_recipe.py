@@ -79,7 +79,14 @@ def test_resolve_makes_every_choice_and_keeps_what_was_given():
     assert resolved.epochs is not None
     assert resolved.img_size is None  # small images of one size stay as they are
     given = Recipe(
-        lr=1.0, weight_decay=0.0, monitor="val_loss", monitor_mode="min", model="mlp", epochs=7, optimizer="sgd"
+        lr=1.0,
+        weight_decay=0.0,
+        monitor="val_loss",
+        monitor_mode="min",
+        model="mlp",
+        epochs=7,
+        optimizer="sgd",
+        batch_size=5,
     )
     assert _resolve(given) == given
     assert _resolve(resolved) == resolved
@@ -92,5 +99,8 @@ def test_resolve_by_the_data():
     assert _resolve(Recipe(), task="regression").monitor == "val_loss"
     lengths = [_resolve(Recipe(preset=preset)).epochs for preset in ("quick", "good", "best")]
     assert lengths == sorted(set(lengths))
+    assert _resolve(Recipe()).batch_size == 128
+    for size, batch in ((1257, 128), (900, 64), (170, 16), (9, 16)):
+        assert _resolve(Recipe(), sizes={"train": size, "val": 9, "test": 9}).batch_size == batch
     few = _resolve(Recipe(), sizes={"train": 200, "val": 9, "test": 9}).epochs
     assert few > lengths[1]  # little data is gone through more often

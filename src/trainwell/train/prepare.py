@@ -73,6 +73,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> It
         size = (recipe.img_size, recipe.img_size)
     machine = hardware.choose(recipe, images=images is not None)
     recipe = dataclasses.replace(recipe, precision=machine.precision, memory_format=machine.memory_format)
+    assert recipe.batch_size is not None
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
         model = _on(machine, custom.model if custom.model is not None else _initialised(recipe, data, size))

@@ -12,6 +12,7 @@ from trainwell.errors import InputError, nearest
 # How long to train where nothing else says so: at least so many steps, within so many epochs.
 _PRESETS = {"quick": (300, 5, 40), "good": (1_500, 15, 150), "best": (6_000, 60, 400)}
 _MOST_THREADS = 1_024
+_BATCH_SIZE = 128
 _RATES = {"adamw": 2e-3, "adam": 2e-3, "sgd": 0.1, "rmsprop": 1e-3, "adagrad": 1e-2}
 _DECAYS = {"adamw": 0.05, "sgd": 5e-4}
 
@@ -41,8 +42,8 @@ class Recipe:
     minutes: float | None = None
     """how long to train by the clock, in place of epochs; the speed is measured first and the steps then fixed"""
 
-    batch_size: int = 128
-    """images that pass through the model at once"""
+    batch_size: int | None = None
+    """images that pass through the model at once; by default 128, or less, down to 16, for 8 steps an epoch"""
 
     grad_accum_steps: int = 1
     """batches whose gradients are averaged into one step"""
@@ -181,6 +182,12 @@ class Recipe:
         from trainwell.models import default_name
 
         changes: dict[str, Any] = {}
+        batch_size = self.batch_size or _BATCH_SIZE
+        while (
+            self.batch_size is None and batch_size > 16 and sizes["train"] // (batch_size * self.grad_accum_steps) < 8
+        ):
+            batch_size //= 2
+        changes["batch_size"] = batch_size
         img_size = self.img_size
         if images and img_size is None and (side is None or max(side) > 64):
             changes["img_size"] = img_size = 224
@@ -199,12 +206,9 @@ class Recipe:
             changes["monitor_mode"] = "max" if monitor == "val_accuracy" else "min"
         if self.steps is None and self.epochs is None and self.minutes is None:
             least, low, high = _PRESETS[self.preset]
-            changes["epochs"] = min(max(-(-least // self.steps_per_epoch(sizes["train"])), low), high)
+            steps_per_epoch = max(1, sizes["train"] // (batch_size * self.grad_accum_steps))
+            changes["epochs"] = min(max(-(-least // steps_per_epoch), low), high)
         return dataclasses.replace(self, **changes)
-
-    def steps_per_epoch(self, train_size: int) -> int:
-        """Returns how many steps an epoch has; samples that fill no step wait for the next epoch's order."""
-        return max(1, train_size // (self.batch_size * self.grad_accum_steps))
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
