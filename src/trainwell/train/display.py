@@ -55,19 +55,20 @@ class Display:
         if self.quiet or (self.bar is None and now - self._shown < 2 and not last):
             return
         self._shown = now
-        self.say(describe(row, trainer))
+        left = trainer.seconds / trainer.step * (trainer.total_steps - trainer.step)
+        self.say(describe(row, trainer) + ("" if self.bar is not None else f"  {duration(left)} left"))
 
 
 def describe(row: Row, trainer: Trainer) -> str:
-    """Returns an epoch's row as a line: epoch, rate, losses, accuracy, the best so far, time left."""
-    left = trainer.seconds / trainer.step * (trainer.total_steps - trainer.step)
-    figures = [f"epoch {row['epoch']:>3}", f"rate {row['lr']:.2e}", f"train loss {row['train_loss']:.4f}",
-               f"val loss {row['val_loss']:.4f}"]  # fmt: skip
-    figures += [f"{name.replace('_', ' ')} {value:.4f}" for name, value in row.items()
-                if name.startswith("val_") and name != "val_loss" and isinstance(value, float)]  # fmt: skip
-    if trainer.stopping.best is not None:
-        figures.append(f"best {trainer.stopping.best:.4f} at {trainer.best_epoch}")
-    return "  ".join([*figures, f"{duration(left)} left"])
+    """Returns an epoch's row as a line: epoch, rate, losses, accuracy and other metrics, the best so far."""
+    metrics = [
+        f"{name.replace('_', ' ')} {value:.4f}"
+        for name, value in row.items()
+        if name.startswith("val_") and name != "val_loss" and isinstance(value, float)
+    ]
+    loss = f"loss {row['train_loss']:.4f}, val {row['val_loss']:.4f}"
+    best = [] if trainer.stopping.best is None else [f"best {trainer.stopping.best:.4f} at {trainer.best_epoch}"]
+    return "  ".join([f"epoch {row['epoch']:>3}", f"rate {row['lr']:.1e}", loss, *metrics, *best])
 
 
 def duration(seconds: float) -> str:

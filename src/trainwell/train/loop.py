@@ -191,16 +191,15 @@ class Trainer:
                 self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.history.append(row)
         self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
-        if self.on_epoch_end:
-            self.on_epoch_end(self, row)
-        if self._stop_asked:
-            self.stop_reason = self._stop_asked
-        elif self.step == self.total_steps:
+        if self.step == self.total_steps:
             whole = self.step % len(self.train) == 0
             self.stop_reason = f"all {self.epoch} epochs done" if whole else f"all {self.step:,} steps done"
         elif self.stopping.should_stop(at):
             waited = f"{self.recipe.patience} {self.recipe.patience_unit}"
             self.stop_reason = f"no gain in {self.recipe.monitor} for {waited}"
+        if self.on_epoch_end:
+            self.on_epoch_end(self, row)
+        self.stop_reason = self._stop_asked or self.stop_reason
 
     @torch.no_grad()
     def validate(self) -> Row:
