@@ -17,7 +17,7 @@ tw.random.seed_everything(0, "init")
 model = tw.models.create("resnet8", num_classes=len(data.classes), in_chans=1)
 rate = tw.schedules.warmup(tw.schedules.cosine(3e-3, steps=epochs * len(train)), steps=50)
 optimizer = torch.optim.AdamW(tw.optim.no_decay_groups(model, weight_decay=0.05))
-stopping = tw.train.EarlyStopping(patience=10)
+stopping = tw.train.EarlyStopping(patience=10, mode="max")
 
 for epoch in range(epochs):
     model.train()
@@ -29,7 +29,7 @@ for epoch in range(epochs):
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in val.epoch(0))
+        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in val)
     stopping.update(right / len(data.val), at=epoch)
     if stopping.should_stop(at=epoch):
         break

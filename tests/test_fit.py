@@ -34,7 +34,8 @@ def test_a_run_leaves_model_history_result_and_report(digits):
     assert [row["epoch"] for row in digits.history] == [1, 2, 3, 4]
     assert set(digits.history[0]) == {"epoch", "step", "samples", "lr", "train_loss", "train_accuracy", "val_loss",
                                       "val_accuracy", "seconds"}  # fmt: skip
-    assert tomllib.loads((digits.path / "recipe.toml").read_text())["steps"] == digits.result["steps"] == 4 * 39
+    assert tomllib.loads((digits.path / "recipe.toml").read_text())["epochs"] == 4
+    assert digits.result["steps"] == 4 * 39
 
 
 def test_the_result_is_what_the_kept_model_does_on_the_test_part(digits):
@@ -95,7 +96,7 @@ def test_features(tmp_path):
 
 def test_regression_with_a_metric(tmp_path):
     y = (X @ np.arange(6.0) / 10).astype(np.float32)
-    run = tw.fit((X, y), out=tmp_path / "run", metrics={"mae": lambda o, t: float((o[:, 0] - t).abs().mean())},
+    run = tw.fit((X, y), out=tmp_path / "run", metrics={"mae": lambda o, t: float((o - t).abs().mean())},
                  **{**QUICK, "epochs": 40})  # fmt: skip
     assert run.result["test_loss"] < 0.2 * y.var()
     low, high = run.result["test_interval"]
@@ -103,23 +104,49 @@ def test_regression_with_a_metric(tmp_path):
     assert run.result["metrics"]["test_mae"]["value"] < 0.5 * np.abs(y - y.mean()).mean()
     assert "val_mae" in run.history[0]
     assert "test_accuracy" not in run.result
-    assert np.abs(run.predict(X).outputs[:, 0] - y).mean() < 0.5 * np.abs(y - y.mean()).mean()
+    assert np.abs(run.predict(X).outputs - y).mean() < 0.5 * np.abs(y - y.mean()).mean()
 
 
 def test_several_labels_a_sample(tmp_path):
     y = np.stack([Y == 0, Y != 2], 1).astype(np.float32)
     run = tw.fit((X, y), out=tmp_path / "run", **{**QUICK, "epochs": 20})
     assert run.info["task"] == "multilabel"
-    assert ((run.predict(X).outputs > 0) == y).mean() > 0.9
+    assert ((run.predict(X).outputs > 0.5) == y).mean() > 0.9
+
+
+def test_losses_that_subtract_do_not_broadcast(tmp_path):
+    y = (X @ np.arange(6.0) / 10).astype(np.float32)
+    runs = [
+        tw.fit((X, y), out=tmp_path / name, loss=loss, **{**QUICK, "epochs": 5})
+        for name, loss in {"default": None, "module": nn.MSELoss(), "own": lambda o, t: (o - t).pow(2).mean()}.items()
+    ]
+    assert [[row["val_loss"] for row in run.history] for run in runs] == [[r["val_loss"] for r in runs[0].history]] * 3
+
+
+def test_a_length_given_takes_the_place_of_the_recipes(tmp_path):
+    run = tw.fit(
+        (X, Y), out=tmp_path / "run", recipe=tw.Recipe(steps=200, batch_size=32, threads=1), epochs=2, quiet=True
+    )
+    assert run.result["epochs"] == 2
+
+
+def test_among_equals_the_lower_loss_is_kept(tmp_path):
+    run = tw.fit(
+        (X, Y), out=tmp_path / "run", metrics={"same": lambda o, t: 0.5}, monitor="val_same", monitor_mode="max",
+        **{**QUICK, "epochs": 6, "patience": 3},
+    )  # fmt: skip
+    losses = [row["val_loss"] for row in run.history]
+    assert len(losses) == 4  # a tie is no gain for patience
+    assert run.result["best_epoch"] == 1 + losses.index(min(losses)) > 1
 
 
 def test_a_loss_of_ones_own(tmp_path):
     def absolute(outputs, targets):
-        return (outputs[:, 0] - targets).abs().mean()
+        return (outputs - targets).abs().mean()
 
     y = X[:, 0] * 2
     run = tw.fit((X, y), out=tmp_path / "run", loss=absolute, **{**QUICK, "epochs": 20})
-    error = np.abs(run.predict(X[tw.load((X, y)).test.indices]).outputs[:, 0] - y[tw.load((X, y)).test.indices]).mean()
+    error = np.abs(run.predict(X[tw.load((X, y)).test.indices]).outputs - y[tw.load((X, y)).test.indices]).mean()
     assert run.result["test_loss"] == pytest.approx(error, rel=1e-4)
 
 
@@ -128,6 +155,7 @@ def test_minutes_fix_the_steps_before_they_are_taken(tmp_path):
     assert run.recipe.minutes is None
     assert run.recipe.steps == run.result["steps"] >= 1
     assert run.info["given"]["recipe"]["minutes"] == 0.05
+    assert f"steps={run.recipe.steps}" in run.info["command"]  # the clock would give another number
     assert run.history[-1]["lr"] < 1e-3 * max(row["lr"] for row in run.history) + 1e-4  # the schedule came to its end
 
 
@@ -145,7 +173,7 @@ def test_minutes_leave_the_model_untouched(tmp_path):
 
 def test_a_check_learns_a_batch_by_heart_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = tw.check("digits", recipe=tw.Recipe(threads=1), quiet=True)
+    found = tw.dry_run("digits", threads=1, quiet=True)
     assert found.learns
     assert found.starts_at_chance
     assert found.chance_loss == pytest.approx(np.log(10))
@@ -158,11 +186,11 @@ def test_a_check_tells_of_a_model_that_cannot_learn_and_of_a_bad_start():
             return super().forward(x * 0) * 0 + self.bias * 0 + torch.tensor([0.0, 50.0, 0.0])
 
     from trainwell.train.display import Display
-    from trainwell.train.dry_run import dry_run
+    from trainwell.train.dry_run import learn_one_batch
     from trainwell.train.prepare import Custom, prepared
 
     with prepared(tw.load((X, Y)), tw.Recipe(), Custom(Deaf(6, 3)), Display(quiet=True)) as trainer:
-        found = dry_run(trainer, 3, most_steps=5)
+        found = learn_one_batch(trainer, 3, most_steps=5)
     assert not found.learns
     assert not found.starts_at_chance
 
@@ -201,6 +229,11 @@ def test_resume_with_a_damaged_checkpoint_uses_the_one_before(digits, tmp_path):
     with pytest.warns(UserWarning, match=newest.name):
         resumed = tw.resume(tmp_path / "run", quiet=True)
     assert (resumed.path / "model.safetensors").read_bytes() == (digits.path / "model.safetensors").read_bytes()
+
+
+def test_a_done_run_on_arrays_is_returned_without_them(tmp_path):
+    run = tw.fit((X, Y), out=tmp_path / "run", **QUICK)
+    assert tw.resume(run.path, quiet=True).result == run.result
 
 
 def test_a_done_run_is_returned_as_it_is(digits):
@@ -298,7 +331,8 @@ def test_without_out_a_new_folder_below_runs_is_used(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("fields", "message"),
-    [({"epoch": 3}, "did you mean 'epochs'"), ({"device": "gpu"}, "device 'gpu' cannot be used"),
+    [({"split_sed": 3}, "did you mean 'split_seed'"),
+     ({"epoch": 3}, "did you mean 'epochs'"), ({"device": "gpu"}, "device 'gpu' cannot be used"),
      ({"model": "resnet9"}, "unknown model 'resnet9'"), ({"model": "resnet8"}, "needs images")],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line_and_leaves_no_run(fields, message, tmp_path):
@@ -367,11 +401,10 @@ def test_a_start_does_not_take_another_tools_checkpoints(tmp_path):
 def test_the_written_command_makes_the_run_again(tmp_path):
     made = tw.fit("digits", out=tmp_path / "my run", val=0.3, split_seed=4, restore_best=False, **QUICK)
     assert made.info["command"] == (
-        f"trainwell fit digits --out '{tmp_path / 'my run'}' --val 0.3 --split-seed 4 "
-        "--epochs 3 --batch-size 32 --no-restore-best --threads 1"
+        "trainwell fit digits --val 0.3 --split-seed 4 --epochs 3 --batch-size 32 --no-restore-best --threads 1"
     )
     own = tw.fit((X, Y), out=tmp_path / "own", loss=nn.CrossEntropyLoss(), **QUICK)
-    assert own.info["command"].startswith(f"tw.fit(data, out='{tmp_path / 'own'}', loss=loss, epochs=3")
+    assert own.info["command"].startswith("tw.fit(data, loss=loss, epochs=3")
 
 
 def test_a_finished_run_without_its_report_gets_it(tmp_path):

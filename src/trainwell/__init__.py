@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trainwell import data, errors, lab, models, optim, random, train
-    from trainwell.api import check, fit, resume
+    from trainwell.api import dry_run, fit, resume
     from trainwell.data import load
     from trainwell.errors import InputError
     from trainwell.optim import schedules
@@ -19,8 +19,8 @@ __all__ = [
     "InputError",
     "Recipe",
     "Run",
-    "check",
     "data",
+    "dry_run",
     "errors",
     "fit",
     "lab",
@@ -40,7 +40,7 @@ __getattr__ = attributes(
         "InputError": "errors",
         "Recipe": "train.recipe",
         "Run": "run",
-        "check": "api",
+        "dry_run": "api",
         "fit": "api",
         "load": "data.sources",
         "resume": "api",

@@ -12,11 +12,11 @@ from torch import nn
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
 from trainwell.data.sources import load
-from trainwell.errors import InputError
+from trainwell.errors import InputError, nearest
 from trainwell.run import Run
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display, duration
-from trainwell.train.dry_run import DryRun, dry_run
+from trainwell.train.dry_run import DryRun, learn_one_batch
 from trainwell.train.folder import at_work_in, describe, how_to_resume, refuse_used, remove_run
 from trainwell.train.history import Row
 from trainwell.train.loop import Metric, Trainer
@@ -85,7 +85,7 @@ def fit(
     """
     if isinstance(model, str):
         fields["model"], model = model, None
-    given = dataclasses.replace(_recipe(recipe), **_known(fields))
+    given = _recipe(recipe, fields)
     custom = Custom(model, loss, metrics or {})
     options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
     options |= {"short_side": short_side, "strict": strict}
@@ -107,7 +107,7 @@ def fit(
             remove_run(folder)  # only now, when all that was given has proved usable
             trainer.keep_in(folder)
             trainer.save()  # before the folder is a run, so that a run can always be resumed
-            describe(folder, data, given, custom, trainer)
+            describe(folder, data, given, asked, custom, trainer)
             return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)
 
 
@@ -146,19 +146,37 @@ def resume(
     return _resume(Path(path), data, custom, name, on_epoch_end, save_seconds, quiet)
 
 
-def check(source: Any, *, recipe: Recipe | Path | str | None = None, quiet: bool = False, **options: Any) -> DryRun:
+def dry_run(
+    source: Any,
+    *,
+    recipe: Recipe | Path | str | None = None,
+    model: nn.Module | str | None = None,
+    loss: losses.Loss | None = None,
+    quiet: bool = False,
+    val: float = 0.15,
+    test: float = 0.15,
+    split_seed: int = 0,
+    short_side: int | None = None,
+    strict: bool = False,
+    **fields: Any,
+) -> DryRun:
     """Builds everything that `fit` would, learns one batch by heart, and leaves nothing on disk.
 
-    Args:
-        source: as in `fit`.
-        recipe: as in `fit`.
-        quiet: show nothing.
-        **options: those of `trainwell.load`.
+    The arguments are those of `fit`. A model that is given is left as it is.
+
+    Returns:
+        The first loss, beside what chance gives, and how far the loss on one batch fell.
     """
+    if isinstance(model, str):
+        fields["model"], model = model, None
+    given = _recipe(recipe, fields)
+    options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
+    options |= {"short_side": short_side, "strict": strict}
     with Display(quiet) as display:
-        data = load(source, quiet=quiet, **options)
-        with prepared(data, _recipe(recipe), Custom(), display) as trainer:
-            return dry_run(trainer, len(data.classes))
+        data = load(source, **options, quiet=quiet)
+        with prepared(data, given, Custom(model, loss), display) as trainer:
+            display.say("learning one batch by heart …")
+            return learn_one_batch(trainer, len(data.classes))
 
 
 def _train(
@@ -180,21 +198,25 @@ def _train(
     trainer.save_seconds, trainer.on_epoch_end, trainer.on_step = save_seconds, epoch_ended, display.step
     try:
         trainer.run()
+        display.end_of_training()
+        display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
+        result = write_result(folder, trainer, data, _test_batches(data, trainer))
+        run = Run(folder, trainer.model)
+        report = run.report()
     except KeyboardInterrupt as interrupt:
         how = how_to_resume(folder, data, trainer.recipe, custom)
-        raise KeyboardInterrupt(f"{interrupt}; go on with: {how}") from None
+        raise KeyboardInterrupt(f"{interrupt or 'interrupted'}; go on with: {how}") from None
+    display.say(f"the model and its history are in {folder}; the report: {report}")
+    display.say(sentence(result, len(data.test)))
+    return run
+
+
+def _test_batches(data: Data, trainer: Trainer) -> Batches:
     val = trainer.val
-    test = Batches(
+    return Batches(
         data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,
         channels_last=val.channels_last, device=val.device,
     )  # fmt: skip
-    result = write_result(folder, trainer, data, test)
-    run = Run(folder, trainer.model)
-    report = run.report()
-    display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; the model and its history are in {folder}")
-    display.say(f"report: {report}")
-    display.say(sentence(result, len(data.test)))
-    return run
 
 
 def sentence(result: dict[str, Any], size: int) -> str:
@@ -214,16 +236,10 @@ def _unused_folder(source: Any) -> Path:
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name or 'run'}-{n}").exists())
 
 
-def _known(fields: dict[str, Any]) -> dict[str, Any]:
-    """Returns the fields, all of which a recipe has; checks their names."""
-    Recipe.from_dict(fields)
-    return fields
-
-
 def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
     """Refuses to resume a run as something else than it is; what is left at its default asks for nothing."""
     info = Run(folder).info
-    then = {**dataclasses.asdict(Recipe()), **info["given"]["recipe"], **info["data_options"]}
+    then = {**dataclasses.asdict(Recipe()), **_defaults(), **info["given"]["recipe"], **info["given"]["data"]}
     for name, value in asked.items():
         if then[name] != value:
             raise InputError(
@@ -236,12 +252,18 @@ def _defaults() -> dict[str, Any]:
     return {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()}
 
 
-def _recipe(given: Recipe | Path | str | None) -> Recipe:
-    if isinstance(given, Path | str):
-        return Recipe.load(given)
-    if given is not None and not isinstance(given, Recipe):
+def _recipe(given: Recipe | Path | str | None, fields: dict[str, Any]) -> Recipe:
+    """Returns the recipe with some fields changed; a length among them takes the place of the recipe's own."""
+    recipe = Recipe.load(given) if isinstance(given, Path | str) else given or Recipe()
+    if not isinstance(recipe, Recipe):
         raise InputError(f"recipe must be a Recipe or the path of one, not a {type(given).__name__}")
-    return given or Recipe()
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    for name in fields:
+        if name not in known:
+            hint = nearest(name, [*known, *inspect.signature(fit).parameters])
+            raise InputError(f"neither fit nor a recipe has {name!r}{hint}")
+    lengths = {"epochs": None, "steps": None, "minutes": None}
+    return dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
 
 
 def _resume(
@@ -259,6 +281,12 @@ def _resume(
             f"the model of {folder} is code, {run.recipe.model!r}, which is not run because a file names it; "
             f"if you trust it, name it again: --model {run.recipe.model}"
         )
+    if run.result:
+        with at_work_in(folder), Display(quiet) as display:
+            display.say(f"{folder} is done already")
+            if not (folder / "report.html").exists():  # a kill came just before it
+                run.report()
+            return run
     needs = run.info["given"]
     for name in ("model", "loss"):
         if needs[name] and getattr(custom, name) is None:
@@ -269,18 +297,13 @@ def _resume(
     if data is None and run.info["source"] == "arrays":
         raise InputError(f"{folder} was trained on arrays, which are not kept; give them again: resume(path, data=…)")
     with at_work_in(folder), Display(quiet) as display:
-        if run.result:
-            display.say(f"{folder} is done already")
-            if not (folder / "report.html").exists():  # a kill came just before it
-                run.report()
-            return run
         data = load(run.info["source"] if data is None else data, **run.info["data_options"], quiet=quiet)
         if data.fingerprint != run.info["fingerprint"]:
             raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
         with prepared(data, run.recipe, custom, display) as trainer:
             trainer.keep_in(folder)
             for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):
-                display.say(f"the same bits are not to be expected: {difference}")
+                display.warn(f"the same bits are not to be expected: {difference}")
             trainer.resume()
             display.say(f"going on after step {trainer.step} of {trainer.total_steps}")
             return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)

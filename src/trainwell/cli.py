@@ -1,6 +1,7 @@
 """The command line: `trainwell fit`, `predict`, `report`."""
 
 import csv
+import dataclasses
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from trainwell.errors import DivergedError, InputError
 from trainwell.train.recipe import Recipe
 
 if TYPE_CHECKING:
-    from trainwell.run import Predictions, Run
+    from trainwell.run import Predictions
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Fit:
     """build everything, learn one batch by heart, check the first loss, and keep nothing"""
 
     recipe_file: Path | None = None
-    """a TOML file with fields of the recipe; flags go before it"""
+    """a TOML file with fields of the recipe, which flags override"""
 
     val: float = 0.15
     """fraction (below 1) or number of samples to choose on, where the source has no val/"""
@@ -61,7 +62,7 @@ class Fit:
     """how often the state is saved; changes nothing in the result"""
 
     quiet: bool = False
-    """print the result alone"""
+    """show warnings alone"""
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
 
@@ -84,12 +85,12 @@ class Fit:
                 self.source, out=self.out, recipe=self.recipe, resume=self.resume, overwrite=self.overwrite,
                 save_seconds=self.save_seconds, quiet=self.quiet, **options,
             )  # fmt: skip
-            _say_run(run, self.quiet)
+            print(run.path)
 
     def _check(self, options: dict[str, Any]) -> None:
         from trainwell import api
 
-        found = api.check(self.source, recipe=self.recipe, quiet=self.quiet, **options)
+        found = api.dry_run(self.source, recipe=self.recipe, quiet=self.quiet, **options)
         if found.chance_loss is not None:
             verdict = "near" if found.starts_at_chance else "far from"
             print(f"first loss {found.first_loss:.3f}, {verdict} ln(classes) = {found.chance_loss:.3f}")
@@ -103,10 +104,10 @@ class Fit:
 class Predict:
     """Say what is on images, with the model of a run."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """the folder of the run"""
 
-    images: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE...")]
     """image files, or folders of them"""
 
     format: Literal["table", "csv", "json"] = "table"
@@ -125,8 +126,11 @@ class Predict:
         if not self.images:
             raise InputError("give image files or folders: trainwell predict runs/first new/*.jpg")
         predictions = Run(self.run, self.model).predict(list(self.images))
-        rows = _rows(predictions, self.probabilities)
-        {"table": _print_table, "csv": _print_csv, "json": _print_json}[self.format](rows)
+        if self.format == "json":
+            print(json.dumps(_rows(predictions, self.probabilities), indent=2, ensure_ascii=False))
+        else:
+            rows = [_flat(row) for row in _rows(predictions, self.probabilities)]
+            (_print_csv if self.format == "csv" else _print_table)(rows)
         for item in predictions.skipped:
             print(f"left out {item.path}: {item.reason}", file=sys.stderr)
 
@@ -135,7 +139,7 @@ class Predict:
 class Report:
     """Write a run's report.html anew."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """the folder of the run"""
 
     def __call__(self) -> None:
@@ -166,6 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parsed(words: list[str]) -> Fit | Predict | Report:
+    if words == ["--version"]:
+        print(f"trainwell {trainwell.__version__}")
+        sys.exit()
     fit = Fit(recipe=_recipe_in(words))
     commands = (
         Annotated[Fit, tyro.conf.subcommand("fit", default=fit, description=Fit.__doc__)]
@@ -180,7 +187,7 @@ def _parsed(words: list[str]) -> Fit | Predict | Report:
 
 
 def _registry() -> tyro.constructors.ConstructorRegistry:
-    """Shows a field that may be None as one that may be "auto"."""
+    """Shows a field that may be None as one that may be "none"."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -192,9 +199,9 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
         return tyro.constructors.PrimitiveConstructorSpec(
             nargs=1,
             metavar=kind.__name__.upper(),
-            instance_from_str=lambda words: None if words[0] == "auto" else kind(words[0]),
+            instance_from_str=lambda words: None if words[0] == "none" else kind(words[0]),
             is_instance=lambda value: value is None or isinstance(value, kind),
-            str_from_instance=lambda value: ["auto" if value is None else str(value)],
+            str_from_instance=lambda value: ["none" if value is None else str(value)],
         )
 
     return registry
@@ -202,20 +209,19 @@ def _registry() -> tyro.constructors.ConstructorRegistry:
 
 def _recipe_in(words: list[str]) -> Recipe:
     """Returns the recipe that the flags start from: the file's, if one is named."""
+    recipe = Recipe()
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
         if name in ("--recipe-file", "--recipe_file"):
-            return Recipe.load(value or (words[place + 1] if place + 1 < len(words) else ""))
-    return Recipe()
+            recipe = Recipe.load(value or (words[place + 1] if place + 1 < len(words) else ""))
+    if any(word.partition("=")[0] in ("--epochs", "--steps", "--minutes") for word in words):
+        return dataclasses.replace(recipe, epochs=None, steps=None, minutes=None)
+    return recipe
 
 
 def _size(given: float) -> float:
     """Returns a size of a part as `load` takes it: a fraction below 1, or a whole count."""
     return int(given) if given >= 1 and given == int(given) else given
-
-
-def _say_run(run: "Run", quiet: bool) -> None:
-    print(run.result["test_accuracy"] if quiet and "test_accuracy" in run.result else run.path)
 
 
 def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any]]:
@@ -226,11 +232,21 @@ def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any
         if predictions.classes:
             row |= {"class": predictions.labels[number], "probability": round(max(output), 4)}
         else:
-            row |= {f"output {place}": value for place, value in enumerate(output)}
+            row |= {
+                f"output {place}": value for place, value in enumerate(output if isinstance(output, list) else [output])
+            }
         if probabilities:
-            row |= {f"p({label})": round(value, 4) for label, value in zip(predictions.classes, output, strict=False)}
+            chances = zip(predictions.classes, output, strict=False)
+            row["probabilities"] = {label: round(value, 4) for label, value in chances}
         rows.append(row)
     return rows
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row with a column for each class, where it holds the probabilities of all."""
+    return {name: value for name, value in row.items() if name != "probabilities"} | {
+        f"p({label})": value for label, value in row.get("probabilities", {}).items()
+    }
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -250,10 +266,6 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
     writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def _print_json(rows: list[dict[str, Any]]) -> None:
-    print(json.dumps(rows, indent=2, ensure_ascii=False))
 
 
 def _leave(message: str, code: int) -> None:

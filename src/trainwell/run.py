@@ -31,7 +31,7 @@ class Predictions:
 
     Attributes:
         names: the file of each input, or its number.
-        outputs: probabilities of shape `(n, classes)`; of other tasks than classification what the model puts out.
+        outputs: probabilities, of the classes `(n, classes)` or of each label `(n, k)`; else values.
         classes: the names of the classes, empty for other tasks.
         skipped: files that could not be read, with the reason.
     """
@@ -43,12 +43,20 @@ class Predictions:
 
     @property
     def labels(self) -> list[str]:
-        """The most probable class of each input."""
+        """The most probable class of each input.
+
+        Raises:
+            InputError: the model tells no classes apart.
+        """
+        if not self.classes:
+            raise InputError("the model tells no classes apart; its answers are in outputs")
         return [self.classes[best] for best in self.outputs.argmax(1)]
 
     @property
     def confidences(self) -> list[float]:
-        """The probability of each label."""
+        """The probability of each label, likewise."""
+        if not self.classes:
+            raise InputError("the model tells no classes apart; its answers are in outputs")
         return [float(p) for p in self.outputs.max(1)]
 
 
@@ -173,7 +181,9 @@ class Run:
         from trainwell.data.decode import decode
 
         if self.info["model"]["in_chans"] is None:
-            raise InputError("the model was trained on feature vectors, not on image files; give an array")
+            raise InputError(
+                "the model was trained on features, not on image files: tw.Run(path).predict(array), in Python"
+            )
         names: list[str] = []
         skipped: list[Skipped] = []
         outputs: list[npt.NDArray[np.float32]] = []
@@ -203,15 +213,19 @@ class Run:
         except InputError:  # it was trained on a device that is not here
             device = hardware.choose(dataclasses.replace(self.recipe, device="auto"), images)
         size = tuple(about["size"]) if images else None
+        nothing = np.zeros(len(samples), np.float32 if self.info["task"] == "regression" else np.int64)
         batches = Batches(
-            Part(samples, np.zeros(len(samples), np.int64), np.arange(len(samples))), batch_size, size=size,
+            Part(samples, nothing, np.arange(len(samples))), batch_size, size=size,
             mean=self.info["mean"], std=self.info["std"], channels_last=device.channels_last, device=device.device,
         )  # fmt: skip
         try:
             outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
         finally:
             self.model.to("cpu")
-        return (outputs.softmax(1) if self.classes else outputs).cpu().numpy()
+        task = self.info["task"]
+        if task != "regression":
+            outputs = outputs.softmax(1) if task == "classification" else outputs.sigmoid()
+        return outputs.cpu().numpy()
 
 
 def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -65,6 +65,12 @@ def test_an_epoch_holds_every_sample_once_and_an_end_is_dropped_only_if_asked(co
     assert len(seen) == (count - count % min(batch_size, count) if drop_last else count)
 
 
+def test_what_has_one_order_is_gone_through_without_an_epoch():
+    assert [int(label) for _, y in Batches(_part(), 6) for label in y] == list(range(0, 40, 2))
+    with pytest.raises(TypeError, match="epoch"):
+        iter(Batches(_part(), 6, shuffle=True))
+
+
 def test_an_epoch_goes_on_at_any_batch():
     batches = Batches(_part(), 6, shuffle=True)
     whole, rest = list(batches.epoch(2)), list(batches.epoch(2, start=2))

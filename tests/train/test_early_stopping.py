@@ -10,7 +10,7 @@ from trainwell.train import EarlyStopping
 
 def _run(values, **options):
     """Returns where a planted history stops (or its end), and the best value and its place."""
-    stopping = EarlyStopping(**options)
+    stopping = EarlyStopping(**{"mode": "max", **options})
     for at, value in enumerate(values):
         stopping.update(value, at)
         if stopping.should_stop(at):

@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from sklearn.metrics import log_loss, mean_squared_error
 
-from trainwell.train.losses import for_task
+from trainwell.train.losses import aligned, for_task
 
 RNG = np.random.default_rng(0)
 
@@ -21,7 +21,14 @@ def test_regression_is_mean_squared_error_also_for_one_output():
     outputs, targets = torch.from_numpy(RNG.normal(size=(50, 1))), torch.from_numpy(RNG.normal(size=50))
     loss, _ = for_task("regression")
     expected = mean_squared_error(targets.numpy(), outputs[:, 0].numpy())
-    np.testing.assert_allclose(float(loss(outputs, targets)), expected, rtol=1e-9)  # not 50 × 50 broadcast
+    np.testing.assert_allclose(float(loss(aligned(outputs, targets), targets)), expected, rtol=1e-9)
+
+
+def test_only_what_would_broadcast_is_aligned():
+    assert aligned(torch.zeros(5, 1), torch.zeros(5)).shape == (5,)
+    assert aligned(torch.zeros(5, 1), torch.zeros(5, 1)).shape == (5, 1)
+    assert aligned(torch.zeros(5, 2), torch.zeros(5, 2)).shape == (5, 2)
+    assert aligned(torch.zeros(5, 1), torch.zeros(5, dtype=torch.int64)).shape == (5, 1)  # one class
 
 
 def test_multilabel_is_the_mean_log_loss_of_the_labels():

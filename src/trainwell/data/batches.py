@@ -130,6 +130,16 @@ class Batches:
         full, rest = divmod(len(self.part), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Yields all batches, where there is but one order of them.
+
+        Raises:
+            TypeError: the order depends on the epoch; say `epoch(n)`.
+        """
+        if self.shuffle:
+            raise TypeError("the order of the batches depends on the epoch: go through batches.epoch(n)")
+        return self.epoch(0)
+
     def rows(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Returns which samples a batch holds, as rows of the part's inputs."""
         chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)

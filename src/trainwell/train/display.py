@@ -12,7 +12,7 @@ class Display:
     """Shows the progress of a run.
 
     Args:
-        quiet: show nothing.
+        quiet: show warnings alone.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -31,8 +31,13 @@ class Display:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end_of_training()
+
+    def end_of_training(self) -> None:
+        """Takes the bar away."""
         if self.bar is not None:
             self.bar.stop()
+            self.bar = None
 
     def say(self, line: str) -> None:
         """Shows a line of text."""
@@ -40,6 +45,13 @@ class Display:
             self.bar.console.print(line, highlight=False, markup=False)
         elif not self.quiet:
             print(line, file=sys.stderr, flush=True)
+
+    def warn(self, line: str) -> None:
+        """Shows a line that must not be missed, even when quiet."""
+        if self.quiet:
+            print(f"trainwell: {line}", file=sys.stderr, flush=True)
+        else:
+            self.say(line)
 
     def step(self, trainer: Trainer) -> None:
         """Moves the bar."""
@@ -55,20 +67,27 @@ class Display:
         if self.quiet or (self.bar is None and now - self._shown < 2 and not last):
             return
         self._shown = now
-        left = trainer.seconds / trainer.step * (trainer.total_steps - trainer.step)
-        self.say(describe(row, trainer) + ("" if self.bar is not None else f"  {duration(left)} left"))
+        best = f"  best {trainer.stopping.best:.4f} (epoch {trainer.best_epoch})" if trainer.best_epoch else ""
+        if self.bar is not None:  # which shows the time left itself, on a line that may be short
+            self.say(describe(row) + best)
+        else:
+            left = trainer.seconds / trainer.step * (trainer.total_steps - trainer.step)
+            self.say(f"{describe(row)}{best}  rate {row['lr']:.1e}  {duration(left)} left")
 
 
-def describe(row: Row, trainer: Trainer) -> str:
-    """Returns an epoch's row as a line: epoch, rate, losses, accuracy and other metrics, the best so far."""
+def describe(row: Row) -> str:
+    """Returns an epoch's row in words.
+
+    >>> describe({"epoch": 3, "train_loss": 0.5, "val_loss": 0.625, "val_accuracy": 0.75})
+    'epoch   3  loss 0.5000, val 0.6250  val acc 0.7500'
+    """
     metrics = [
-        f"{name.replace('_', ' ')} {value:.4f}"
+        f"{name.replace('val_accuracy', 'val_acc').replace('_', ' ')} {value:.4f}"
         for name, value in row.items()
         if name.startswith("val_") and name != "val_loss" and isinstance(value, float)
     ]
     loss = f"loss {row['train_loss']:.4f}, val {row['val_loss']:.4f}"
-    best = [] if trainer.stopping.best is None else [f"best {trainer.stopping.best:.4f} at {trainer.best_epoch}"]
-    return "  ".join([f"epoch {row['epoch']:>3}", f"rate {row['lr']:.1e}", loss, *metrics, *best])
+    return "  ".join([f"epoch {row['epoch']:>3}", loss, *metrics])
 
 
 def duration(seconds: float) -> str:

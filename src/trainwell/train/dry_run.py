@@ -36,7 +36,7 @@ class DryRun:
         return self.last_loss <= 0.1 * self.first_loss
 
 
-def dry_run(trainer: Trainer, classes: int, most_steps: int = 300) -> DryRun:
+def learn_one_batch(trainer: Trainer, classes: int, most_steps: int = 300) -> DryRun:
     """Learns one batch by heart with a copy of the model, at the recipe's rate throughout.
 
     A first loss far from ln(classes) tells of a bad initialisation or scale; a batch that cannot be learnt tells of

@@ -34,7 +34,7 @@ class EarlyStopping:
 
     patience: int | None = None
     min_delta: float = 0.0
-    mode: str = "max"
+    mode: str = "min"
     best: float | None = field(default=None, init=False)
     best_at: int = field(default=0, init=False)
 

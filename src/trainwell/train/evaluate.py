@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainwell.data.batches import Batches
+from trainwell.train.losses import aligned
 
 
 @torch.no_grad()
@@ -13,6 +14,8 @@ def outputs_of(
     model: nn.Module, batches: Batches, autocast: contextlib.AbstractContextManager[None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the outputs (float32) and the targets of every sample, in the part's order, on the batches' device.
+
+    The outputs are aligned to the targets (see `trainwell.train.losses`).
 
     The model is put in evaluation, and every module then back in the mode it was in.
     """
@@ -29,4 +32,5 @@ def outputs_of(
     finally:
         for module, training in modes:
             module.training = training
-    return torch.cat(outputs), torch.cat(targets)
+    all_targets = torch.cat(targets)
+    return aligned(torch.cat(outputs), all_targets), all_targets

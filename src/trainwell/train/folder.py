@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import inspect
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,6 @@ import torch
 
 import trainwell
 from trainwell.data.dataset import Data
-from trainwell.data.sources import load
 from trainwell.errors import InputError
 from trainwell.files import remove_partials, write_atomically, write_json
 from trainwell.train import hardware
@@ -68,7 +66,8 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
     if (folder / "run.json").exists():
         if not overwrite:
             raise InputError(
-                f"{folder} holds a run; go on with it by --resume, remove it by --overwrite, or change --out"
+                f"{folder} holds a run; go on with it (--resume, resume=True), replace it (--overwrite, "
+                "overwrite=True), or choose another --out"
             )
         return
     for entry in folder.iterdir():
@@ -90,8 +89,17 @@ def remove_run(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def describe(folder: Path, data: Data, given: Recipe, custom: Custom, trainer: Trainer) -> None:
-    """Writes down what the run is; from here on it can be resumed."""
+def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, trainer: Trainer) -> None:
+    """Writes down what the run is; from here on it can be resumed.
+
+    Args:
+        folder: the run directory.
+        data: what it is trained on.
+        given: the recipe before its choices were made.
+        asked: the options of loading that were given.
+        custom: the user's own code.
+        trainer: ready to run.
+    """
     from safetensors.torch import save
 
     info = {
@@ -115,15 +123,16 @@ def describe(folder: Path, data: Data, given: Recipe, custom: Custom, trainer: T
         "environment": hardware.environment(trainer.hardware),
         "given": {
             "recipe": given.changes(),
+            "data": asked,
             "model": custom.model is not None,
             "loss": custom.loss is not None,
             "metrics": sorted(custom.metrics),
         },
-        "command": _command(data, folder, given, custom),
+        "command": _command(data, given, asked, custom, trainer.recipe.steps),
     }
     rows = {name: torch.from_numpy(part.indices) for name, part in data.parts.items()}
     write_atomically(folder / "split.safetensors", save(rows))
-    write_atomically(folder / "recipe.toml", trainer.recipe.to_toml())
+    trainer.recipe.save(folder / "recipe.toml")
     write_json(folder / "run.json", info)
 
 
@@ -137,17 +146,17 @@ def how_to_resume(folder: Path, data: Data, recipe: Recipe, custom: Custom) -> s
     return shlex.join(["trainwell", "fit", "--resume", "--out", str(folder), *code])
 
 
-def _command(data: Data, folder: Path, given: Recipe, custom: Custom) -> str:
+def _command(data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, steps: int | None) -> str:
     """Returns how to make the run again from a shell, or in Python where a shell cannot say it."""
-    defaults = inspect.signature(load).parameters
-    changes: dict[str, Any] = {name: value for name, value in data.options.items() if value != defaults[name].default}
-    changes |= given.changes()
+    changes = asked | given.changes()
+    if changes.pop("minutes", None) is not None:  # the clock gives another number each time
+        changes["steps"] = steps
     yours = [name for name in ("model", "loss", "metrics") if getattr(custom, name) not in (None, {})]
     if data.source == "arrays" or yours:
         first = "data" if data.source == "arrays" else repr(data.source)
         words = [f"{name}={name}" for name in yours] + [f"{name}={value!r}" for name, value in changes.items()]
-        return f"tw.fit({', '.join([first, f'out={str(folder)!r}', *words])})"
-    words = ["trainwell", "fit", data.source, "--out", str(folder)]
+        return f"tw.fit({', '.join([first, *words])})"
+    words = ["trainwell", "fit", data.source]
     for name, value in changes.items():
         flag = name.replace("_", "-")
         words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]

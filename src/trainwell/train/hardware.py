@@ -89,6 +89,12 @@ def applied(threads: int | None) -> Iterator[None]:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[1:]
 
 
+def threads() -> str:
+    """Returns how many threads torch uses, in words."""
+    count = torch.get_num_threads()
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def keep_freed_memory() -> bool:
     """Tells glibc to keep large freed buffers for the next step instead of handing them back to the kernel.
 

@@ -18,7 +18,7 @@ from trainwell.train.early_stopping import EarlyStopping
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
 from trainwell.train.history import History, Row
-from trainwell.train.losses import Loss
+from trainwell.train.losses import Loss, aligned
 from trainwell.train.metrics import accuracy
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import Recipe
@@ -34,7 +34,7 @@ class Trainer:
         model: on its device already.
         train: the batches to learn from; one is one step of the optimizer.
         val: the batches that choices are made on.
-        recipe: a resolved recipe, in which `steps` is set.
+        recipe: a resolved recipe, in which `steps` or `epochs` is set.
         hardware: what the model is called with.
         losses: what is minimised and what is reported (see `trainwell.train.losses`).
         metrics: further figures of the validation part: name to function of all outputs and targets.
@@ -47,7 +47,7 @@ class Trainer:
         step: how many steps were taken.
         epoch: the current epoch, from 0.
         batch: how many of the epoch's batches were taken.
-        best_state: the weights of the best epoch.
+        best_state: the weights of the best epoch; among equals, of the one with the lowest validation loss.
         stop_reason: why the run ended, "" while it goes on.
     """
 
@@ -66,7 +66,6 @@ class Trainer:
         on_epoch_end: Callable[["Trainer", Row], object] | None = None,
         on_step: Callable[["Trainer"], object] | None = None,
     ) -> None:
-        assert recipe.steps is not None
         self.model, self.train, self.val, self.recipe, self.hardware = model, train, val, recipe, hardware
         self.objective, self.reported = losses
         self.metrics, self.classification = metrics or {}, classification
@@ -74,7 +73,7 @@ class Trainer:
         self.checkpoints: Checkpoints | None = None
         self.on_epoch_end, self.on_step = on_epoch_end, on_step
 
-        self.total_steps = recipe.steps
+        self.total_steps = recipe.steps or (recipe.epochs or 1) * len(train)
         self.optimizer = make_optimizer(model, recipe)
         self.schedule = make_schedule(recipe, self.total_steps)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -88,6 +87,7 @@ class Trainer:
         self.tally = [0.0, 0.0, 0.0]  # of this epoch: samples, their losses, how many were right
         self.best_state: dict[str, torch.Tensor] | None = None
         self.best_epoch = self.best_step = 0
+        self.best_loss = math.inf
         self.lr_scale, self.halvings = 1.0, 0
         self.first_loss: float | None = None
         self.stop_reason = self._stop_asked = ""
@@ -138,7 +138,7 @@ class Trainer:
             share = len(y) / len(targets)
             with self.hardware.autocast():
                 outputs = self.model(x)
-            outputs = outputs.float()
+            outputs = aligned(outputs.float(), y)
             loss = self.objective(outputs, y)
             torch.autograd.backward(loss * share if share < 1 else loss)
             with torch.no_grad():
@@ -185,8 +185,10 @@ class Trainer:
         if not math.isfinite(row["val_loss"]):
             raise self._diverged(f"the validation loss is {row['val_loss']:.4g}")
         at = row["epoch"] if self.recipe.patience_unit == "epochs" else self.step
-        if self.stopping.update(row[self.recipe.monitor], at):
-            self.best_epoch, self.best_step = row["epoch"], self.step
+        gain = self.stopping.update(row[self.recipe.monitor], at)
+        # On few samples accuracies are often equal; then the lower loss tells. Patience counts gains alone.
+        if gain or (row[self.recipe.monitor] == self.stopping.best and row["val_loss"] < self.best_loss):
+            self.best_epoch, self.best_step, self.best_loss = row["epoch"], self.step, row["val_loss"]
             if self.recipe.restore_best:
                 self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         self.history.append(row)
@@ -277,8 +279,8 @@ class Trainer:
         except (RuntimeError, KeyError) as error:
             raise InputError(f"{self.checkpoints.folder} is of another model ({in_one_line(error)})") from None
 
-    _PLAIN = ("step", "epoch", "batch", "tally", "best_epoch", "best_step", "lr_scale", "halvings", "first_loss",
-              "stop_reason", "_stop_asked", "_epoch_start")  # fmt: skip
+    _PLAIN = ("step", "epoch", "batch", "tally", "best_epoch", "best_step", "best_loss", "lr_scale", "halvings",
+              "first_loss", "stop_reason", "_stop_asked", "_epoch_start")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that is not a function of the recipe and the step."""

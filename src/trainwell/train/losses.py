@@ -10,9 +10,14 @@ Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A function of outputs and targets that returns the mean loss of a batch."""
 
 
-def squared_error(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Returns the mean squared error; one output a sample meets targets of shape `(n,)`."""
-    return F.mse_loss(outputs.reshape(targets.shape), targets)
+def aligned(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns outputs of shape `(n, 1)` as `(n,)` where the targets are `(n,)` real numbers, and others as they are.
+
+    Otherwise every loss and metric that subtracts one from the other would broadcast them to `(n, n)`, and a model
+    would learn the mean of its targets without a word.
+    """
+    single = targets.is_floating_point() and outputs.shape == (*targets.shape, 1)
+    return outputs.squeeze(-1) if single else outputs
 
 
 def for_task(task: str, label_smoothing: float = 0.0) -> tuple[Loss, Loss]:
@@ -28,5 +33,5 @@ def for_task(task: str, label_smoothing: float = 0.0) -> tuple[Loss, Loss]:
     if task == "classification":
         smoothed = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)
         return (smoothed, F.cross_entropy) if label_smoothing else (F.cross_entropy, F.cross_entropy)
-    loss = F.binary_cross_entropy_with_logits if task == "multilabel" else squared_error
+    loss = F.binary_cross_entropy_with_logits if task == "multilabel" else F.mse_loss
     return loss, loss

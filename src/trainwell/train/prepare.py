@@ -22,6 +22,8 @@ from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
 
+_MOST_TOLD = 10  # of the files that were left out
+
 
 @dataclass(frozen=True)
 class Custom:
@@ -61,9 +63,10 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> It
     Raises:
         InputError: data, recipe and model do not go together.
     """
-    if data.skipped:
-        some = "; ".join(f"{item.path}: {item.reason}" for item in data.skipped[:3])
-        display.say(f"left out {len(data.skipped):,} files ({some}{'; …' if len(data.skipped) > 3 else ''})")
+    for item in data.skipped[:_MOST_TOLD]:
+        display.warn(f"left out {item.path}: {item.reason}")
+    if len(data.skipped) > _MOST_TOLD:
+        display.warn(f"and {len(data.skipped) - _MOST_TOLD:,} more, all of which the report names")
     if recipe.label_smoothing and (custom.loss is not None or data.task != "classification"):
         raise InputError("label_smoothing is for the classification loss; leave it at 0 beside a loss of your own")
     images = data.images
@@ -72,6 +75,10 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> It
     if images is not None and recipe.img_size is not None:
         size = (recipe.img_size, recipe.img_size)
     machine = hardware.choose(recipe, images=images is not None)
+    if custom.model is not None:
+        recipe = dataclasses.replace(recipe, model="custom")
+    elif recipe.model == "custom":
+        raise InputError("the recipe is one of a model of your own; give the model too: model=…")
     recipe = dataclasses.replace(recipe, precision=machine.precision, memory_format=machine.memory_format)
     assert recipe.batch_size is not None
     with random.preserved(), hardware.applied(recipe.threads):
@@ -102,13 +109,14 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> It
         display.say(
             f"{model_name(recipe, custom)}, {count:,} parameters; "
             f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items())}; "
-            f"on {machine.device} in {machine.precision}, {machine.memory_format}, {torch.get_num_threads()} threads"
+            f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
         )
-        steps = recipe.steps or (recipe.epochs or 1) * len(train)
         if recipe.minutes is not None:
+            display.say("measuring the speed …")
             steps = steps_within(60 * recipe.minutes, probe)
             display.say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
-        yield trainer(dataclasses.replace(recipe, steps=steps, epochs=None, minutes=None))
+            recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
+        yield trainer(recipe)
 
 
 def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -173,7 +181,7 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
         raise InputError(f"the model returns shape {tuple(out.shape)} for a batch of {len(y)}, not {(len(y), outputs)}")
     try:
         with torch.no_grad():
-            loss = trainer.reported(out.float(), y)
+            loss = trainer.reported(losses.aligned(out.float(), y), y)
     except Exception as error:
         raise InputError(f"the loss cannot take outputs of shape {tuple(out.shape)} ({in_one_line(error)})") from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from trainwell.errors import InputError, nearest
+from trainwell.files import write_atomically
 
 # How long to train where nothing else says so: at least so many steps, within so many epochs.
 _PRESETS = {"quick": (300, 5, 40), "good": (1_500, 15, 150), "best": (6_000, 60, 400)}
@@ -88,7 +89,7 @@ class Recipe:
     """what a gain must exceed"""
 
     restore_best: bool = True
-    """hand over the weights of the best epoch, not of the last"""
+    """whether the weights of the best epoch are handed over, or else of the last"""
 
     on_nonfinite: Literal["stop", "halve"] = "stop"
     """when loss or gradient are not finite: stop, or go back to the last epoch's end with half the rate"""
@@ -152,9 +153,14 @@ class Recipe:
         try:
             return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise InputError(f"{path}: no recipe can be read from it ({error})") from None
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise InputError(f"{path}: no recipe can be read from it ({reason})") from None
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+
+    def save(self, path: Path | str) -> None:
+        """Writes the recipe as a TOML file."""
+        write_atomically(path, self.to_toml())
 
     def to_toml(self) -> str:
         """Returns the recipe as TOML; fields that are None are left out, because TOML has no word for them."""
