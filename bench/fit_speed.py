@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=60, help="steps of 128 images a round")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, default=12_000, help="how many random images are made without --data")
     parser.add_argument("--no-mallopt", action="store_true", help="leave glibc's memory thresholds alone")
     options = parser.parse_args()
     if options.no_mallopt:
@@ -114,7 +115,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TRAINWELL_CACHE"] = scratch + "/cache"
-        root = options.data or make_folder(Path(scratch), 12_000)
+        root = options.data or make_folder(Path(scratch), options.images)
         files = Folder(root)
         rows = torch.randperm(len(files))[: options.steps * BATCH].tolist()
 
@@ -124,7 +125,7 @@ def main() -> None:
         began = time.perf_counter()
         data = tw.load(root, val=BATCH, test=BATCH, quiet=True)
         recipe = tw.Recipe(model="resnet8", batch_size=BATCH, steps=10**9, threads=options.threads)
-        with prepared(data, recipe, Custom(), None, Display(quiet=True)) as trainer:
+        with prepared(data, recipe, Custom(), Display(quiet=True)) as trainer:
             trainer.model.train()
 
             def our_epoch(steps: int) -> Callable[[], None]:

@@ -68,3 +68,11 @@ def test_the_seeds_runner_goes_on_where_it_was_and_pairs_by_seed(tmp_path):
     by_name = {name: [float(c[1]) for c in columns if c[0].startswith(name)] for name in "ab"}
     mean = sum(b - a for a, b in zip(by_name["a"], by_name["b"], strict=True)) / 2
     assert float(paired[0]) == pytest.approx(mean, abs=1e-4)
+
+
+def test_the_speed_benchmark_runs():
+    words = ["--images", "700", "--rounds", "1", "--steps", "1", "--threads", "1"]
+    command = [sys.executable, ROOT / "bench" / "fit_speed.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ours +[\d,]+ images/s .* ours is 1\.00x as fast$", done.stdout, re.MULTILINE)
