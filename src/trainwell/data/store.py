@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell import progress
+from trainwell.data.cache import cache_folder
 from trainwell.data.dataset import Skipped
 from trainwell.data.folder import File
 from trainwell.data.images import Images
@@ -42,16 +43,6 @@ class Stored(NamedTuple):
     rows: npt.NDArray[np.int64]
     digest: bytes
     skipped: tuple[Skipped, ...]
-
-
-def cache_folder() -> Path:
-    """Returns where decoded images are kept: `TRAINWELL_CACHE`, or else the user's cache folder."""
-    chosen = os.environ.get("TRAINWELL_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trainwell"))
 
 
 def open_store(files: list[File], root: Path, short_side: int | None, quiet: bool = False) -> Stored:
