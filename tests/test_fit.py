@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 CENTRES = RNG.normal(size=(3, 6)) * 3
 Y = np.arange(240) % 3
 X = (CENTRES[Y] + RNG.normal(size=(240, 6))).astype(np.float32)
-QUICK = {"epochs": 3, "batch_size": 32, "threads": 1, "quiet": True}
+QUICK = {"folds": 1, "epochs": 3, "batch_size": 32, "threads": 1, "quiet": True}
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +151,7 @@ def test_a_loss_of_ones_own(tmp_path):
 
 
 def test_minutes_fix_the_steps_before_they_are_taken(tmp_path):
-    run = tw.fit((X, Y), out=tmp_path / "run", minutes=0.05, batch_size=32, quiet=True, threads=1)
+    run = tw.fit((X, Y), folds=1, out=tmp_path / "run", minutes=0.05, batch_size=32, quiet=True, threads=1)
     assert run.recipe.minutes is None
     assert run.recipe.steps == run.result["steps"] >= 1
     assert run.info["given"]["recipe"]["minutes"] == 0.05
@@ -401,10 +401,10 @@ def test_a_start_does_not_take_another_tools_checkpoints(tmp_path):
 def test_the_written_command_makes_the_run_again(tmp_path):
     made = tw.fit("digits", out=tmp_path / "my run", val=0.3, split_seed=4, restore_best=False, **QUICK)
     assert made.info["command"] == (
-        "trainwell fit digits --val 0.3 --split-seed 4 --epochs 3 --batch-size 32 --no-restore-best --threads 1"
+        "trainwell fit digits --val 0.3 --split-seed 4 --folds 1 --epochs 3 --batch-size 32 --no-restore-best --threads 1"
     )
     own = tw.fit((X, Y), out=tmp_path / "own", loss=nn.CrossEntropyLoss(), **QUICK)
-    assert own.info["command"].startswith("tw.fit(data, loss=loss, epochs=3")
+    assert own.info["command"].startswith("tw.fit(data, loss=loss, folds=1, epochs=3")
 
 
 def test_a_finished_run_without_its_report_gets_it(tmp_path):

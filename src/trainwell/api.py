@@ -9,22 +9,26 @@ from typing import Any
 
 from torch import nn
 
-from trainwell.data.batches import Batches
-from trainwell.data.dataset import Data
-from trainwell.data.sources import load
+from trainwell.data.dataset import Data, Samples
+from trainwell.data.divide import divide, usual_folds
+from trainwell.data.sources import load, read
 from trainwell.errors import InputError, nearest
 from trainwell.run import Run
 from trainwell.train import hardware, losses
+from trainwell.train.cross_validation import pooled, train_folds
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
-from trainwell.train.folder import at_work_in, describe, how_to_resume, refuse_used, remove_run
+from trainwell.train.folder import at_work_in, describe, how_to_resume, new_run, refuse_used
 from trainwell.train.history import Row
+from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import Custom, prepared, tell
 from trainwell.train.recipe import Recipe
-from trainwell.train.result import write_result
+from trainwell.train.result import keep_best, on_test_part, write_result
 
 OnEpochEnd = Callable[[Trainer, Row], object]
+_LOADING = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()
+            if name not in ("source", "folds", "fold", "quiet")}  # fmt: skip
 
 
 def fit(
@@ -36,38 +40,35 @@ def fit(
     loss: losses.Loss | None = None,
     metrics: dict[str, Metric] | None = None,
     on_epoch_end: OnEpochEnd | None = None,
-    val: float = 0.15,
-    test: float = 0.15,
-    split_seed: int = 0,
-    short_side: int | None = None,
-    strict: bool = False,
+    folds: int | None = None,
     resume: bool = False,
     overwrite: bool = False,
     save_seconds: float = 60.0,
     quiet: bool = False,
-    **fields: Any,
+    **options: Any,
 ) -> Run:
-    """Trains a model on a folder of images, on arrays, or on the embedded digits, and keeps everything on disk.
+    """Trains a model on images, on arrays, or on the embedded digits, and keeps everything on disk.
 
     Args:
-        source: whatever `trainwell.load` takes: a folder of class folders, an `.npz` file, arrays, "digits", `Data`.
-            With `resume`, `None` stands for what the run was started on.
+        source: whatever `trainwell.load` takes: a folder of class folders, a table of files and labels (`.csv`,
+            `.jsonl`), an `.npz` file, arrays, "digits", `Data`. With `resume`, `None` stands for what the run was
+            started on.
         out: the run directory; by default a new one below `runs/`.
         recipe: how to train, or a TOML file that says so; by default `Recipe()`.
         model: a module to train, from the weights it has; or the name of one, as in the recipe.
         loss: a function of outputs and targets in place of the task's own (cross-entropy, or mean squared error).
         metrics: further figures: name to function of all outputs and targets.
-        on_epoch_end: called with the trainer and the epoch's row; may call `trainer.stop("why")`.
-        val: size of the validation part where the source has none: a fraction or a count.
-        test: size of the test part, likewise.
-        split_seed: chooses the split; apart from the recipe's seed, so that runs can be compared.
-        short_side: stored images are shrunk until their short side has so many pixels (folders; by default 256).
-        strict: refuse a folder with files that cannot be read, instead of leaving them out.
+        on_epoch_end: called with the trainer and the epoch's row; may call `trainer.stop("why")`. In cross-validation
+            it is called for the trainers of all folds.
+        folds: into how many folds to divide for cross-validation: so many more models are trained, each judged on
+            samples that it has not seen, before the one that is kept is trained on all; 1 for a single split. By
+            default 5 where there are fewer than 2,000 samples and no test part is given or asked for, else 1.
         resume: go on with the run in `out` if there is one.
         overwrite: remove the run in `out` if there is one.
         save_seconds: how often the state is saved; it changes nothing in the result.
         quiet: show nothing.
-        **fields: fields of the recipe, in place of the recipe's own: `epochs=5`.
+        **options: fields of the recipe, in place of the recipe's own (`epochs=5`), and what else `trainwell.load` takes
+            (`val=0.2`, `group_by="patient"`).
 
     Returns:
         The run.
@@ -79,36 +80,36 @@ def fit(
     Example:
         >>> import tempfile
         >>> run = fit("digits", out=tempfile.mkdtemp() + "/run", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
-        ...           epochs=20, quiet=True)
+        ...           epochs=20, folds=1, quiet=True)
         >>> run.result["test_accuracy"] > 0.85
         True
     """
     if isinstance(model, str):
-        fields["model"], model = model, None
-    given = _recipe(recipe, fields)
+        options["model"], model = model, None
+    given, loading = _told_apart(recipe, options)
     custom = Custom(model, loss, metrics or {})
-    options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
-    options |= {"short_side": short_side, "strict": strict}
-    asked = {name: value for name, value in options.items() if value != _defaults()[name]}
-    if isinstance(source, Data) and asked:
-        raise InputError(
-            f"{' and '.join(asked)} cannot change data that are loaded already; give them to trainwell.load"
-        )
+    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
+    asked |= {} if folds is None else {"folds": folds}
     folder = Path(out) if out is not None else _unused_folder(source)
     if resume and (folder / "run.json").exists():
         _refuse_other(folder, given.changes() | asked)
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
     if source is None:
         raise InputError(f"{folder} holds no run to go on with; give the data to start one")
-    with at_work_in(folder), Display(quiet) as display:
+    with at_work_in(folder) as work, Display(quiet) as display:
         refuse_used(folder, overwrite)
-        data = load(source, **options, quiet=quiet)
-        with prepared(data, given, custom, display) as trainer:
-            remove_run(folder)  # only now, when all that was given has proved usable
-            trainer.keep_in(folder)
-            trainer.save()  # before the folder is a run, so that a run can always be resumed
-            describe(folder, data, given, asked, custom, trainer)
-            return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)
+        samples, data = _read(source, asked, folds, quiet)
+        work.doing, work.recipe = "building the model", given
+        tell(data, display)
+        runs = data.options["folds"] + 1 if _cross_validates(data) else 1
+        share = given if given.minutes is None else dataclasses.replace(given, minutes=given.minutes / runs)
+        with prepared(data, share, custom, display) as trainer:
+            with new_run(folder):  # only now, when all that was given has proved usable
+                work.how = how_to_resume(folder, data.source, trainer.recipe.model, custom)
+                trainer.keep_in(folder)
+                trainer.save()  # before the folder is a run, so that a run can always be resumed
+                describe(folder, data, given, asked, custom, trainer)
+            return _train(work, samples, data, custom, trainer, on_epoch_end, save_seconds, display)
 
 
 def resume(
@@ -152,13 +153,9 @@ def dry_run(
     recipe: Recipe | Path | str | None = None,
     model: nn.Module | str | None = None,
     loss: losses.Loss | None = None,
+    folds: int | None = None,
     quiet: bool = False,
-    val: float = 0.15,
-    test: float = 0.15,
-    split_seed: int = 0,
-    short_side: int | None = None,
-    strict: bool = False,
-    **fields: Any,
+    **options: Any,
 ) -> DryRun:
     """Builds everything that `fit` would, learns one batch by heart, and leaves nothing on disk.
 
@@ -168,19 +165,42 @@ def dry_run(
         The first loss, beside what chance gives, and how far the loss on one batch fell.
     """
     if isinstance(model, str):
-        fields["model"], model = model, None
-    given = _recipe(recipe, fields)
-    options: dict[str, Any] = {"val": val, "test": test, "split_seed": split_seed}
-    options |= {"short_side": short_side, "strict": strict}
-    with Display(quiet) as display:
-        data = load(source, **options, quiet=quiet)
+        options["model"], model = model, None
+    given, loading = _told_apart(recipe, options)
+    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
+    asked |= {} if folds is None else {"folds": folds}
+    with explained(work := Work(None)), Display(quiet) as display:
+        _, data = _read(source, asked, folds, quiet)
+        work.doing, work.recipe = "learning one batch", given
+        tell(data, display)
         with prepared(data, given, Custom(model, loss), display) as trainer:
             display.say("learning one batch by heart …")
             return learn_one_batch(trainer, len(data.classes))
 
 
+def _read(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) -> tuple[Samples | None, Data]:
+    """Returns what a source holds, if it is not divided already, and the data of the model that is kept."""
+    if isinstance(source, Data):
+        names = [name for name in asked if name != "folds" or folds != 1]
+        if names:
+            raise InputError(f"{' and '.join(names)} cannot change data that are loaded already; give them to trainwell.load")
+        if len(source.test) == 0:
+            raise InputError("the data have no test part; give fit the source itself, and folds=")
+        return None, source
+    samples, options = read(source, {**_LOADING, **asked, "folds": 1 if folds is None else folds, "fold": None}, quiet)
+    if folds is None and "test" not in asked:
+        options["folds"] = usual_folds(samples)
+    return samples, divide(samples, options)
+
+
+def _cross_validates(data: Data) -> bool:
+    """Says whether the result comes from folds, which are other runs, and not from a test part."""
+    return data.options["folds"] > 1 and data.options["fold"] is None
+
+
 def _train(
-    folder: Path,
+    work: Work,
+    samples: Samples | None,
     data: Data,
     custom: Custom,
     trainer: Trainer,
@@ -188,46 +208,55 @@ def _train(
     save_seconds: float,
     display: Display,
 ) -> Run:
-    """Trains to the end and leaves the result and the report."""
+    """Trains to the end, the folds first if there are any, and leaves the result and the report."""
 
     def epoch_ended(trainer: Trainer, row: Row) -> None:
         if on_epoch_end is not None:
             on_epoch_end(trainer, row)
         display.epoch(trainer, row)
 
-    trainer.save_seconds, trainer.on_epoch_end, trainer.on_step = save_seconds, epoch_ended, display.step
-    try:
-        trainer.run()
-        display.end_of_training()
-        display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
-        result = write_result(folder, trainer, data, _test_batches(data, trainer))
-        run = Run(folder, trainer.model)
-        report = run.report()
-    except KeyboardInterrupt as interrupt:
-        how = how_to_resume(folder, data, trainer.recipe, custom)
-        raise KeyboardInterrupt(f"{interrupt or 'interrupted'}; go on with: {how}") from None
+    def prepare(trainer: Trainer) -> None:
+        trainer.save_seconds, trainer.on_epoch_end, trainer.on_step = save_seconds, epoch_ended, display.step
+
+    folder = work.folder
+    assert folder is not None
+    work.doing, work.recipe = "training", trainer.recipe
+    if _cross_validates(data) and trainer.step == 0:
+        assert samples is not None
+        count = data.options["folds"]
+        display.say(
+            f"cross-validation: {count} models, each judged on a fold that it has not seen, then the one that is kept, "
+            "trained on all (folds=1, --folds 1, for a single split)"
+        )
+        train_folds(folder, samples, data, trainer, custom, display, prepare)
+    prepare(trainer)
+    trainer.run()
+    display.end_of_training()
+    work.doing = "testing"
+    display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
+    kept = keep_best(trainer)
+    tested = pooled(folder, data) if _cross_validates(data) else on_test_part(trainer, data)
+    result = write_result(folder, trainer, data, kept, tested)
+    run = Run(folder, trainer.model)
+    work.doing = "writing the report"
+    report = run.report()
     display.say(f"the model and its history are in {folder}; the report: {report}")
-    display.say(sentence(result, len(data.test)))
+    display.say(sentence(result))
     return run
 
 
-def _test_batches(data: Data, trainer: Trainer) -> Batches:
-    val = trainer.val
-    return Batches(
-        data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,
-        channels_last=val.channels_last, device=val.device,
-    )  # fmt: skip
-
-
-def sentence(result: dict[str, Any], size: int) -> str:
+def sentence(result: dict[str, Any]) -> str:
     """Returns the result in a sentence."""
     low, high = result["test_interval"]
+    size, folds = result["test_samples"], result.get("folds")
+    how = f", each by one of {len(folds)} models that had not seen it" if folds else " never seen"
     if "test_accuracy" not in result:
         figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
-        return f"test loss {figure} on {size:,} samples never seen"
+        return f"test loss {figure} on {size:,} samples{how}"
+    least = 100 * result["smallest_difference"]
     return (
-        f"{result['test_accuracy']:.1%} right on {size:,} samples never seen (95 % interval {low:.1%} to {high:.1%}); "
-        f"validation {result['val_accuracy']:.1%}, at epoch {result['kept_epoch']}"
+        f"{result['test_accuracy']:.1%} right on {size:,} samples{how} (95 % interval {low:.1%} to {high:.1%}); "
+        f"so many cannot tell it from a model that is {least:.1f} points better or worse"
     )
 
 
@@ -239,7 +268,7 @@ def _unused_folder(source: Any) -> Path:
 def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
     """Refuses to resume a run as something else than it is; what is left at its default asks for nothing."""
     info = Run(folder).info
-    then = {**dataclasses.asdict(Recipe()), **_defaults(), **info["given"]["recipe"], **info["given"]["data"]}
+    then = {**dataclasses.asdict(Recipe()), **info["data_options"], **info["given"]["recipe"], **info["given"]["data"]}
     for name, value in asked.items():
         if then[name] != value:
             raise InputError(
@@ -248,22 +277,26 @@ def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
             )
 
 
-def _defaults() -> dict[str, Any]:
-    return {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()}
+def _told_apart(given: Recipe | Path | str | None, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+    """Returns the recipe with some fields changed, and the options of loading.
 
-
-def _recipe(given: Recipe | Path | str | None, fields: dict[str, Any]) -> Recipe:
-    """Returns the recipe with some fields changed; a length among them takes the place of the recipe's own."""
+    A length among the fields takes the place of the recipe's own.
+    """
     recipe = Recipe.load(given) if isinstance(given, Path | str) else given or Recipe()
     if not isinstance(recipe, Recipe):
         raise InputError(f"recipe must be a Recipe or the path of one, not a {type(given).__name__}")
     known = [field.name for field in dataclasses.fields(Recipe)]
-    for name in fields:
-        if name not in known:
-            hint = nearest(name, [*known, *inspect.signature(fit).parameters])
-            raise InputError(f"neither fit nor a recipe has {name!r}{hint}")
+    for name in options:
+        if name not in known and name not in _LOADING:
+            hint = nearest(name, [*known, *_LOADING, *inspect.signature(fit).parameters])
+            raise InputError(f"neither fit, nor a recipe, nor load has {name!r}{hint}")
+    fields = {name: value for name, value in options.items() if name in known}
     lengths = {"epochs": None, "steps": None, "minutes": None}
-    return dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
+    recipe = dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
+    loading = {name: value for name, value in options.items() if name in _LOADING}
+    if loading.get("images") is not None:
+        loading["images"] = str(Path(loading["images"]).expanduser().absolute())
+    return recipe, loading
 
 
 def _resume(
@@ -281,8 +314,10 @@ def _resume(
             f"the model of {folder} is code, {run.recipe.model!r}, which is not run because a file names it; "
             f"if you trust it, name it again: --model {run.recipe.model}"
         )
+    how = how_to_resume(folder, run.info["source"], run.recipe.model, custom)
     if run.result:
-        with at_work_in(folder), Display(quiet) as display:
+        with at_work_in(folder) as work, Display(quiet) as display:
+            work.doing, work.how = "writing the report", how
             display.say(f"{folder} is done already")
             if not (folder / "report.html").exists():  # a kill came just before it
                 run.report()
@@ -296,14 +331,25 @@ def _resume(
         raise InputError(f"{folder} was given metrics of yours; resume(path, metrics=…) lacks {', '.join(missing)}")
     if data is None and run.info["source"] == "arrays":
         raise InputError(f"{folder} was trained on arrays, which are not kept; give them again: resume(path, data=…)")
-    with at_work_in(folder), Display(quiet) as display:
-        data = load(run.info["source"] if data is None else data, **run.info["data_options"], quiet=quiet)
+    with at_work_in(folder) as work, Display(quiet) as display:
+        work.how = how
+        samples, data = _read_again(run, data, quiet)
         if data.fingerprint != run.info["fingerprint"]:
             raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
+        work.doing, work.recipe = "building the model", run.recipe
         with prepared(data, run.recipe, custom, display) as trainer:
             trainer.keep_in(folder)
             for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):
                 display.warn(f"the same bits are not to be expected: {difference}")
             trainer.resume()
             display.say(f"going on after step {trainer.step} of {trainer.total_steps}")
-            return _train(folder, data, custom, trainer, on_epoch_end, save_seconds, display)
+            return _train(work, samples, data, custom, trainer, on_epoch_end, save_seconds, display)
+
+
+def _read_again(run: Run, data: Any, quiet: bool) -> tuple[Samples | None, Data]:
+    """Returns what a run was started on."""
+    if isinstance(data, Data):
+        return None, data
+    source = run.info["source"] if data is None else data
+    samples, options = read(source, run.info["data_options"], quiet)
+    return samples, divide(samples, options)

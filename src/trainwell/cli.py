@@ -23,10 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class Fit:
-    """Train a model on a folder of images, an .npz file, or "digits"; keep the model, its history and a report."""
+    """Train a model on images, a table of them, an .npz file, or "digits"; keep the model, its history and a report."""
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
-    """a folder of class folders (or with train/, val/, test/ in it), an .npz file, or digits"""
+    """a folder of class folders (or with train/, val/, test/ in it), a .csv or .jsonl of files and labels, an .npz file,
+    or digits"""
 
     out: Path | None = None
     """the folder of the run; by default a new one below runs/"""
@@ -52,6 +53,28 @@ class Fit:
     split_seed: int = 0
     """chooses which samples those are"""
 
+    folds: int | None = None
+    """train so many more models, each judged on a fold that it has not seen; 1 for a single split; by default 5 below
+    2,000 samples without a test/"""
+
+    group_by: str | None = None
+    """keep each animal, patient or day on one side of a split: a column, or a regular expression on the file's path"""
+
+    images: str | None = None
+    """the folder from which the file names in a table start; by default the table's own"""
+
+    file_column: str | None = None
+    """the table's column of files; by default one called file, filename, path, image, ..."""
+
+    label_column: str | None = None
+    """the table's column of labels; by default one called label, class, target, ...; several with commas between"""
+
+    label_separator: str | None = None
+    """what stands between several labels of one file; by default | or ;"""
+
+    task: Literal["classification", "multilabel", "regression"] | None = None
+    """what the labels of a table are, where they do not tell"""
+
     short_side: int | None = None
     """images are stored with a short side of at most so many pixels; by default 256"""
 
@@ -71,13 +94,18 @@ class Fit:
         from trainwell import api
 
         options: dict[str, Any] = {
-            "val": _size(self.val), "test": _size(self.test), "split_seed": self.split_seed,
-            "short_side": self.short_side, "strict": self.strict,
+            "val": _size(self.val), "test": _size(self.test),
+            **{name: getattr(self, name) for name in (
+                "folds", "split_seed", "group_by", "images", "file_column", "label_column", "label_separator", "task",
+                "short_side", "strict",
+            )},
         }  # fmt: skip
         if self.resume and self.out is None:
             raise InputError("--resume needs --out, the folder of the run to go on with")
         if self.source is None and not self.resume:
-            raise InputError('give a folder of class folders, an .npz file, or "digits": trainwell fit photos/')
+            raise InputError(
+                'give a folder of class folders, a table, an .npz file, or "digits": trainwell fit photos/'
+            )
         if self.dry_run:
             self._check(options)
         else:
@@ -227,10 +255,14 @@ def _size(given: float) -> float:
 def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any]]:
     """Returns one row an image: its file, the class and its probability, or what else the model puts out."""
     rows: list[dict[str, Any]] = []
+    several = predictions.classes and predictions.task == "multilabel"
+    told = predictions.label_sets if several else predictions.labels if predictions.classes else []
     for number, (name, output) in enumerate(zip(predictions.names, predictions.outputs.tolist(), strict=True)):
         row: dict[str, Any] = {"file": name}
-        if predictions.classes:
-            row |= {"class": predictions.labels[number], "probability": round(max(output), 4)}
+        if several:
+            row["labels"] = "|".join(told[number])
+        elif predictions.classes:
+            row |= {"class": told[number], "probability": round(max(output), 4)}
         else:
             row |= {
                 f"output {place}": value for place, value in enumerate(output if isinstance(output, list) else [output])

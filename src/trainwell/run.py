@@ -32,14 +32,16 @@ class Predictions:
     Attributes:
         names: the file of each input, or its number.
         outputs: probabilities, of the classes `(n, classes)` or of each label `(n, k)`; else values.
-        classes: the names of the classes, empty for other tasks.
+        classes: the names of the classes or labels; empty where they have none.
         skipped: files that could not be read, with the reason.
+        task: "classification", "multilabel" or "regression".
     """
 
     names: tuple[str, ...]
     outputs: npt.NDArray[np.float32]
     classes: tuple[str, ...]
     skipped: tuple[Skipped, ...] = ()
+    task: str = "classification"
 
     @property
     def labels(self) -> list[str]:
@@ -48,16 +50,28 @@ class Predictions:
         Raises:
             InputError: the model tells no classes apart.
         """
-        if not self.classes:
-            raise InputError("the model tells no classes apart; its answers are in outputs")
+        self._refuse("classification", "tells no classes apart")
         return [self.classes[best] for best in self.outputs.argmax(1)]
 
     @property
     def confidences(self) -> list[float]:
         """The probability of each label, likewise."""
-        if not self.classes:
-            raise InputError("the model tells no classes apart; its answers are in outputs")
+        self._refuse("classification", "tells no classes apart")
         return [float(p) for p in self.outputs.max(1)]
+
+    @property
+    def label_sets(self) -> list[list[str]]:
+        """The labels of each input that are more probable than not, where an input may have several.
+
+        Raises:
+            InputError: the model gives no named labels.
+        """
+        self._refuse("multilabel", "gives no named labels")
+        return [[name for name, p in zip(self.classes, row, strict=True) if p >= 0.5] for row in self.outputs]
+
+    def _refuse(self, task: str, lack: str) -> None:
+        if not self.classes or self.task != task:
+            raise InputError(f"the model {lack}; its answers are in outputs")
 
 
 class Run:
@@ -156,7 +170,8 @@ class Run:
         if not len(array):
             raise InputError("there is nothing to predict: the inputs are empty")
         names = tuple(str(number) for number in range(len(array)))
-        return Predictions(names, self._outputs(self._as_samples(array), batch_size), self.classes)
+        outputs = self._outputs(self._as_samples(array), batch_size)
+        return Predictions(names, outputs, self.classes, task=self.info["task"])
 
     def report(self) -> Path:
         """Writes `report.html` into the run directory and returns its path."""
@@ -203,7 +218,9 @@ class Run:
         if not outputs:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
             raise InputError(f"no image could be read{' (' + reasons + ')' if reasons else ''}")
-        return Predictions(tuple(names), np.concatenate(outputs), self.classes, tuple(skipped))
+        return Predictions(
+            tuple(names), np.concatenate(outputs), self.classes, tuple(skipped), self.info["task"]
+        )
 
     def _outputs(self, samples: Images | npt.NDArray[np.float32], batch_size: int) -> npt.NDArray[np.float32]:
         about = self.info["model"]

@@ -164,7 +164,7 @@ def with_value(array, value, row=17):
         ({"train": (X, Y), "val": (X, Y.astype(str))}, "parts of arrays differ: y"),
         ({"train": (X, Y), "tset": (X, Y)}, r"unknown part 'tset' \(did you mean 'test'\?\)"),
         ({"train": (X, Y), "val": (X, Y), "valid": (X, Y)}, "given twice"),
-        ({"train": X}, "must be a pair"),
+        ({"train": X}, "must be .x, y. or .x, y, groups."),
         ({"test": (X, Y)}, '"train" is missing'),
         (X, "cannot load a ndarray"),
         (None, "cannot load a NoneType"),

@@ -65,7 +65,8 @@ def test_a_folder_of_class_folders(tmp_path):
         assert np.array_equal(data.images[row], decode(root / name))
         assert data.classes[data.train.targets[row]] == name.split("/")[0]
     assert data.source == str(root)
-    assert data.options == {"val": 0.2, "test": 4, "split_seed": 0, "short_side": 256, "strict": False}
+    asked = {"val": 0.2, "test": 4, "split_seed": 0, "short_side": 256, "strict": False, "folds": 1}
+    assert {name: value for name, value in data.options.items() if value is not None} == asked
     again = load(data.source, **data.options)
     same(data, again)
     assert again.skipped == data.skipped

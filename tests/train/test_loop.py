@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 def _fit(out, model=None, loss=None, **fields):
     fields = {"batch_size": 50, "epochs": 2, "threads": 1, "optimizer": "sgd", "lr": 0.1, **fields}
     return tw.fit(
-        (X[:300], Y[:300]), out=out, model=model or Linear(), loss=loss, quiet=True, val=50, test=50, **fields
+        (X[:300], Y[:300]), folds=1, out=out, model=model or Linear(), loss=loss, quiet=True, val=50, test=50, **fields
     )
 
 
@@ -99,7 +99,7 @@ def test_what_is_not_finite_is_never_stepped_and_the_last_good_state_is_kept(wha
     with pytest.raises(DivergedError, match=r"step 6 \(epoch 2\), at a rate of 0\.0\d+.*try a lower lr") as caught:
         _fit(tmp_path / "run", loss=Poisoned(6, what), save_seconds=0)
     assert "\n" not in str(caught.value)
-    state = tw.train.Checkpoints(tmp_path / "run" / "checkpoints").load()
+    state = tw.train.CheckpointFolder(tmp_path / "run" / "checkpoints").load()
     assert state["step"] == 5
     assert all(torch.isfinite(value).all() for value in state["model"].values())
     resumed = tw.resume(tmp_path / "run", data=(X[:300], Y[:300]), model=Linear(), loss=Poisoned(0, what), quiet=True)
@@ -125,7 +125,7 @@ def test_halving_ends_where_it_does_not_help(tmp_path):
 
 
 def test_an_unknown_monitor_is_told_before_anything_is_done(tmp_path):
-    with pytest.raises(InputError, match="val_f1.*none of val_accuracy, val_loss"):
+    with pytest.raises(InputError, match="val_f1.*none of val_accuracy, val_balanced_accuracy, val_loss"):
         _fit(tmp_path / "run", monitor="val_f1", monitor_mode="max")
     assert not (tmp_path / "run").exists()
 
@@ -146,7 +146,7 @@ def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
     planted = iter([0.1, 0.9, 0.5, 0.4] + [0.0] * 2_000)
     seen = []
     run = tw.fit(
-        (X[:300], Y[:300]), out=tmp_path / "run", model=Linear(), quiet=True, val=50, test=50, batch_size=50, epochs=4,
+        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, val=50, test=50, batch_size=50, epochs=4,
         metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
         on_epoch_end=lambda trainer, row: seen.append(trainer.model.weight.detach().clone()),
     )  # fmt: skip
@@ -159,13 +159,13 @@ def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
 def test_a_stopped_run_says_why(tmp_path):
     planted = iter([0.5, 0.4, 0.3] + [0.0] * 2_000)
     run = tw.fit(
-        (X[:300], Y[:300]), out=tmp_path / "run", model=Linear(), quiet=True, batch_size=50, epochs=9, patience=2,
+        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, batch_size=50, epochs=9, patience=2,
         metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
     )  # fmt: skip
     assert run.result["stop_reason"] == "no gain in val_planted for 2 epochs"
     assert (run.result["epochs"], run.result["best_epoch"]) == (3, 1)
     run = tw.fit(
-        (X[:300], Y[:300]), out=tmp_path / "other", model=Linear(), quiet=True, epochs=9,
+        (X[:300], Y[:300]), folds=1, out=tmp_path / "other", model=Linear(), quiet=True, epochs=9,
         on_epoch_end=lambda trainer, row: row["epoch"] == 2 and trainer.stop("seen enough"),
     )  # fmt: skip
     assert (run.result["stop_reason"], run.result["epochs"]) == ("seen enough", 2)

@@ -16,8 +16,8 @@ from trainwell.data.images import Images
 from trainwell.errors import InputError, nearest
 
 Array = npt.NDArray[Any]
-Pairs = dict[str, tuple[Array, Array]]
-"""Inputs and targets of each part that is given."""
+Pairs = dict[str, tuple[Array, ...]]
+"""Inputs and targets of each part that is given, and maybe the group of each sample."""
 
 _NAMES = (("x", "y"), ("X", "y"), ("images", "labels"), ("data", "target"))  # of arrays in .npz files
 
@@ -34,7 +34,8 @@ def read_npz(path: Path) -> Pairs:
             raise InputError(f"{path} holds one array without targets: save x and y with numpy.savez")
         with archive:
             names = _names_in_npz(path, archive.files)
-            return {part: (archive[x], archive[y]) for part, (x, y) in names.items()}
+            groups = (archive["groups"],) if "groups" in archive.files and len(names) == 1 else ()
+            return {part: (archive[x], archive[y], *groups) for part, (x, y) in names.items()}
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -76,11 +77,13 @@ def named_parts(source: Mapping[Any, Any]) -> Pairs:
     for name, pair in source.items():
         if name not in PARTS:
             raise InputError(f"unknown part {name!r}{nearest(str(name), PARTS)}: known are train, val and test")
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InputError(f"part {name!r} must be a pair (x, y), not a {type(pair).__name__}")
+        if not isinstance(pair, tuple | list) or len(pair) not in (2, 3):
+            raise InputError(f"part {name!r} must be (x, y) or (x, y, groups), not a {type(pair).__name__}")
         if PARTS[name] in given:
             raise InputError(f"the part {PARTS[name]!r} is given twice")
-        given[PARTS[name]] = (array(pair[0], f"x of {name}"), array(pair[1], f"y of {name}"))
+        kinds = ("x", "y", "groups")
+        named = zip(kinds, pair, strict=False)
+        given[PARTS[name]] = tuple(array(values, f"{kind} of {name}") for kind, values in named)
     if "train" not in given:
         raise InputError('the part "train" is missing')
     return given
@@ -108,21 +111,39 @@ def samples(given: Pairs, source: str) -> Samples:
     Raises:
         InputError: they cannot be used; the message says which and why.
     """
-    for part, (x, y) in given.items():
+    if len({len(pair) for pair in given.values()}) > 1:
+        raise InputError(f"some parts of {source} have groups and some have none: give them for all or for none")
+    for part, (x, y, *_) in given.items():
         if x.ndim == 0 or y.ndim == 0:
             raise InputError(f"the {part} part of {source} must be arrays with a row for each sample")
         if len(x) != len(y):
             raise InputError(f"the {part} part of {source} has {len(x)} samples but {len(y)} targets")
         if x.size == 0 or y.size == 0:
             raise InputError(f"the {part} part of {source} is empty")
-    ends = np.cumsum([len(x) for x, _ in given.values()])
+    ends = np.cumsum([len(pair[0]) for pair in given.values()])
     rows = {part: np.arange(end - len(given[part][0]), end) for part, end in zip(given, ends, strict=True)}
-    inputs = _inputs(_joined([x for x, _ in given.values()], "x", source), source)
-    task, targets, classes = _targets(_joined([y for _, y in given.values()], "y", source), rows["train"], source)
+    inputs = _inputs(_joined([pair[0] for pair in given.values()], "x", source), source)
+    task, targets, classes = targets_of(
+        _joined([pair[1] for pair in given.values()], "y", source), rows["train"], source
+    )
+    groups = _groups([pair[2] for pair in given.values() if len(pair) == 3], len(targets), source)
     digest = hashlib.blake2b(digest_size=16)
     for values in (inputs.shapes, inputs.pixels) if isinstance(inputs, Images) else (np.array(inputs.shape), inputs):
         digest.update(np.ascontiguousarray(values).reshape(-1).data)
-    return Samples(inputs, targets, rows, task, classes, digest.digest())
+    return Samples(inputs, targets, rows, task, classes, digest.digest(), groups=groups)
+
+
+def _groups(arrays: list[Array], count: int, source: str) -> npt.NDArray[np.int64] | None:
+    """Returns the groups of all parts as numbers."""
+    if not arrays:
+        return None
+    groups = np.concatenate([values.reshape(-1) for values in arrays])
+    if len(groups) != count or groups.dtype.kind not in "biuU":
+        raise InputError(
+            f"groups of {source} must be whole numbers or strings, one for each of the {count} samples, not "
+            f"{len(groups)} of {groups.dtype}"
+        )
+    return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
 def _joined(arrays: list[Array], name: str, source: str) -> Array:
@@ -156,8 +177,17 @@ def _finite(values: Array, name: str, source: str) -> npt.NDArray[np.float32]:
     return numbers
 
 
-def _targets(y: Array, train: npt.NDArray[np.int64], source: str) -> tuple[str, Array, tuple[str, ...]]:
-    """Returns the task, the targets as `Part` holds them, and the names of the classes."""
+def targets_of(
+    y: Array, train: npt.NDArray[np.int64], source: str, task: str | None = None
+) -> tuple[str, Array, tuple[str, ...]]:
+    """Returns the task, the targets as `Part` holds them, and the names of the classes.
+
+    Args:
+        y: the targets of all samples.
+        train: the rows that are trained on, which must hold every class.
+        source: what messages call it.
+        task: what was asked for; by default the targets tell.
+    """
     if y.dtype.kind == "T" or (y.dtype == object and all(isinstance(label, str) for label in y.flat)):
         y = np.array(y.tolist(), str)
     if y.dtype.kind == "S":
@@ -171,7 +201,10 @@ def _targets(y: Array, train: npt.NDArray[np.int64], source: str) -> tuple[str, 
         if y.ndim > 2:
             raise InputError(f"y of {source} must have one or two dimensions, not the shape {y.shape}")
         binary = y.ndim == 2 and bool(np.isin(targets, (0, 1)).all())
-        return "multilabel" if binary else "regression", targets, ()
+        found = "multilabel" if binary and task != "regression" else "regression"
+        if task not in (None, found):
+            raise InputError(f"the labels of {source} are numbers, for a {found}; {task} needs others")
+        return found, targets, ()
     if y.dtype.kind == "i" and y.min() < 0:
         raise InputError(
             f"y of {source} has the label {y.min()} (row {int(y.argmin())}): labels must not be negative; "

@@ -1,6 +1,5 @@
 """Batches as a function of where they stand: seed, epoch, number."""
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy.typing as npt
 import torch
 
 from trainwell import random
+from trainwell.data import order
 from trainwell.data.dataset import Part
 from trainwell.data.images import Images
 from trainwell.data.warp import Maps, centre_crop, warp
@@ -63,11 +63,6 @@ def _centre(_: npt.NDArray[np.uint64], shapes: npt.NDArray[np.int32], size: tupl
     return centre_crop(shapes, size)
 
 
-@functools.lru_cache(maxsize=4)
-def _permutation(count: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-    return random.permutation(count, seed, "order", epoch)
-
-
 class Batches:
     """The batches of a part, any of which can be had at any time: `batch(epoch, number)`.
 
@@ -81,6 +76,7 @@ class Batches:
         mean: what is subtracted (see `statistics`, which also is the default).
         std: what it is then divided by.
         shuffle: in a new order each epoch, else in the order of the part.
+        balanced: shuffled so that each class comes equally often, samples of small classes several times an epoch.
         drop_last: leave out what does not fill a batch (unless it is all there is).
         seed: of order and views.
         views: what part of each image is seen: a function of one random key an image, the images' shapes and `size`,
@@ -104,6 +100,7 @@ class Batches:
         mean: npt.ArrayLike | None = None,
         std: npt.ArrayLike | None = None,
         shuffle: bool = False,
+        balanced: bool = False,
         drop_last: bool = False,
         seed: int = 0,
         views: Views | None = None,
@@ -112,7 +109,10 @@ class Batches:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-        self.part, self.shuffle, self.seed = part, shuffle, seed
+        if balanced and (part.targets.ndim != 1 or part.targets.dtype.kind != "i"):
+            raise ValueError("only samples of one class each can be balanced")
+        self.part, self.shuffle, self.seed = part, shuffle or balanced, seed
+        self._labels = part.targets[part.indices] if balanced else None
         self.batch_size = min(batch_size, len(part))
         self.drop_last, self.views = drop_last, views or _centre
         self.channels_last, self.device = channels_last, torch.device(device)
@@ -143,8 +143,10 @@ class Batches:
     def rows(self, epoch: int, number: int) -> npt.NDArray[np.int64]:
         """Returns which samples a batch holds, as rows of the part's inputs."""
         chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        if self._labels is not None:
+            return self.part.indices[order.balanced(self._labels, self.seed, epoch)[chosen]]
         if self.shuffle:
-            return self.part.indices[_permutation(len(self.part), self.seed, epoch)[chosen]]
+            return self.part.indices[order.shuffled(len(self.part), self.seed, epoch)[chosen]]
         return self.part.indices[chosen]
 
     def batch(self, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,21 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Notice:
+    """Something about the data that a person should know, and that stops nothing.
+
+    Attributes:
+        kind: "duplicates", "across", "labels", "odd", "unlisted" or "groups".
+        text: what it is, in one line.
+        paths: the samples that it is about.
+    """
+
+    kind: str
+    text: str
+    paths: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """The samples used for one purpose (training, validation or test).
@@ -46,8 +61,12 @@ class Samples:
         task: as in `Data`.
         classes: as in `Data`.
         digest: differs as soon as the inputs differ.
+        source: as in `Data`.
         names: as in `Data`.
         skipped: as in `Data`.
+        notices: as in `Data`.
+        groups: as in `Data`.
+        twins: pairs of rows that show the same, or nearly; shape `(m, 2)`.
     """
 
     inputs: Images | npt.NDArray[np.float32]
@@ -56,8 +75,12 @@ class Samples:
     task: str
     classes: tuple[str, ...]
     digest: bytes
+    source: str = "arrays"
     names: tuple[str, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    notices: tuple[Notice, ...] = ()
+    groups: npt.NDArray[np.int64] | None = None
+    twins: npt.NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +90,13 @@ class Data:
     Attributes:
         train: what the model learns from.
         val: what choices are made on: which epoch to keep, when to stop.
-        test: what is looked at once, at the end.
+        test: what is looked at once, at the end; empty where the result comes from cross-validation.
         task: "classification", "multilabel" or "regression".
-        classes: the name of each class; empty unless `task` is "classification".
+        classes: the name of each class, or of each label of several where they have names; else empty.
         names: a name for each row of the inputs (a file's path inside its folder); empty where there are none.
         skipped: the files that were left out, each with the reason.
+        notices: what else a person should know of them.
+        groups: which animal, patient or day each row of the inputs belongs to, as numbers; `None` if nobody said.
         source: where it came from: an absolute path, "digits" or "arrays".
         options: `trainwell.load(source, **options)` gives the same data again.
         fingerprint: differs if the samples, their targets or the split differ, and only then: files may move.
@@ -84,6 +109,8 @@ class Data:
     classes: tuple[str, ...]
     names: tuple[str, ...]
     skipped: tuple[Skipped, ...]
+    notices: tuple[Notice, ...]
+    groups: npt.NDArray[np.int64] | None
     source: str
     options: dict[str, Any]
     fingerprint: str

@@ -15,7 +15,7 @@ from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.data.images import Images
-from trainwell.errors import InputError, in_one_line
+from trainwell.errors import InputError, in_one_line, is_out_of_memory
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
@@ -45,30 +45,31 @@ class Custom:
             raise InputError(f"loss must be a function of outputs and targets, not {self.loss!r}")
         if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
             raise InputError("metrics must map names to functions of outputs and targets")
-        for name in ("loss", "accuracy"):
+        for name in ("loss", "accuracy", "balanced_accuracy"):
             if name in self.metrics:
                 raise InputError(f"a metric cannot be called {name!r}, which every history has; choose another name")
 
 
 @contextlib.contextmanager
-def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> Iterator[Trainer]:
+def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None = None) -> Iterator[Trainer]:
     """Yields the trainer of a recipe, in a process that is set up for it; puts the process back afterwards.
 
     Args:
         data: what to train on.
         recipe: how; the trainer's own recipe is this one with every choice made.
         custom: the user's model, loss and metrics.
-        display: told what was chosen.
+        display: told what was chosen, if given.
 
     Raises:
         InputError: data, recipe and model do not go together.
     """
-    for item in data.skipped[:_MOST_TOLD]:
-        display.warn(f"left out {item.path}: {item.reason}")
-    if len(data.skipped) > _MOST_TOLD:
-        display.warn(f"and {len(data.skipped) - _MOST_TOLD:,} more, all of which the report names")
+    say = display.say if display is not None else lambda _: None
     if recipe.label_smoothing and (custom.loss is not None or data.task != "classification"):
         raise InputError("label_smoothing is for the classification loss; leave it at 0 beside a loss of your own")
+    if recipe.class_weight == "balanced" and (custom.loss is not None or data.task == "regression"):
+        raise InputError("class_weight is for the loss of classes or labels; leave it at 'none' beside another")
+    if recipe.sampling == "balanced" and data.task != "classification":
+        raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
     images = data.images
     size = images.size if images is not None else None
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
@@ -91,32 +92,45 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display) -> It
             Batches, size=size, mean=mean, std=std, channels_last=machine.channels_last, device=machine.device
         )
         train = batches(
-            data.train, recipe.batch_size * recipe.grad_accum_steps, shuffle=True, drop_last=True, seed=recipe.seed
-        )
+            data.train, recipe.batch_size * recipe.grad_accum_steps, shuffle=True, drop_last=True, seed=recipe.seed,
+            balanced=recipe.sampling == "balanced",
+        )  # fmt: skip
         trainer = functools.partial(
             Trainer,
             model,
             train,
             batches(data.val, recipe.batch_size),
             hardware=machine,
-            losses=(custom.loss, custom.loss) if custom.loss else losses.for_task(data.task, recipe.label_smoothing),
+            losses=_losses(data, recipe, custom, machine),
             metrics=custom.metrics,
             classification=data.task == "classification",
         )
         probe = trainer(dataclasses.replace(recipe, epochs=None, minutes=None, steps=10**9))
         _refuse_misfits(probe, dimensions(data, size)["num_classes"], custom)
         count = sum(parameter.numel() for parameter in model.parameters())
-        display.say(
+        say(
             f"{model_name(recipe, custom)}, {count:,} parameters; "
-            f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items())}; "
+            f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
             f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
         )
         if recipe.minutes is not None:
-            display.say("measuring the speed …")
+            say("measuring the speed …")
             steps = steps_within(60 * recipe.minutes, probe)
-            display.say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
+            say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
             recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
         yield trainer(recipe)
+
+
+def tell(data: Data, display: Display) -> None:
+    """Shows what a person should know of the data: what was left out, and what was noticed."""
+    for notice in data.notices[:_MOST_TOLD]:
+        display.say(f"notice: {notice.text}")
+    if len(data.notices) > _MOST_TOLD:
+        display.say(f"and {len(data.notices) - _MOST_TOLD:,} notices more, all of which the report holds")
+    for item in data.skipped[:_MOST_TOLD]:
+        display.warn(f"left out {item.path}: {item.reason}")
+    if len(data.skipped) > _MOST_TOLD:
+        display.warn(f"and {len(data.skipped) - _MOST_TOLD:,} more, all of which the report names")
 
 
 def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -146,6 +160,17 @@ def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None) -> nn
     return models.create(recipe.model, **dimensions(data, size), drop_rate=recipe.drop_rate)
 
 
+def _losses(data: Data, recipe: Recipe, custom: Custom, machine: hardware.Hardware) -> tuple[losses.Loss, losses.Loss]:
+    """Returns what is minimised and what is reported."""
+    if custom.loss is not None:
+        return custom.loss, custom.loss
+    weight = None
+    if recipe.class_weight == "balanced":
+        weights = losses.balanced_weights(data.train.targets[data.train.indices], data.task)
+        weight = torch.from_numpy(weights).to(machine.device)
+    return losses.for_task(data.task, recipe.label_smoothing, weight)
+
+
 def _on(machine: hardware.Hardware, model: nn.Module) -> nn.Module:
     model = model.to(machine.device)
     if machine.channels_last:
@@ -171,6 +196,8 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
         with torch.no_grad(), trainer.hardware.autocast():
             out = trainer.model.eval()(x)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"the model cannot take a float32 batch of shape {shape} ({in_one_line(error)})") from error
     finally:
         for module, training in modes:
@@ -183,6 +210,8 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
         with torch.no_grad():
             loss = trainer.reported(losses.aligned(out.float(), y), y)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(f"the loss cannot take outputs of shape {tuple(out.shape)} ({in_one_line(error)})") from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         raise InputError("the loss must return a tensor with one number, the mean over the batch (reduction='mean')")

@@ -70,11 +70,17 @@ class Recipe:
     label_smoothing: float = 0.0
     """the share of each target that is spread over all classes"""
 
+    class_weight: Literal["none", "balanced"] = "none"
+    """balanced: the loss of each class counts as if all classes were equally common"""
+
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """balanced: each class is drawn equally often, samples of small classes several times an epoch"""
+
     clip_grad: float | None = None
     """the longest gradient (2-norm over all parameters) that is not shortened"""
 
     monitor: str = "auto"
-    """which figure of the history decides what is best: val_accuracy, val_loss, or val_NAME of a metric"""
+    """which figure of the history decides what is best: val_accuracy, val_balanced_accuracy, val_loss, or val_NAME"""
 
     monitor_mode: Literal["auto", "min", "max"] = "auto"
     """whether less or more of it is better; to be said for a metric of your own"""
@@ -205,11 +211,13 @@ class Recipe:
             changes["weight_decay"] = _DECAYS.get(self.optimizer, 0.0)
         monitor = self.monitor
         if monitor == "auto":
-            changes["monitor"] = monitor = "val_accuracy" if task == "classification" else "val_loss"
+            balanced = "balanced" in (self.class_weight, self.sampling)
+            right = "val_balanced_accuracy" if balanced else "val_accuracy"
+            changes["monitor"] = monitor = right if task == "classification" else "val_loss"
         if self.monitor_mode == "auto":
-            if monitor not in ("val_accuracy", "val_loss"):
+            if monitor not in ("val_accuracy", "val_balanced_accuracy", "val_loss"):
                 raise InputError(f"monitor is {monitor!r}: say with monitor_mode whether 'min' or 'max' of it is best")
-            changes["monitor_mode"] = "max" if monitor == "val_accuracy" else "min"
+            changes["monitor_mode"] = "min" if monitor == "val_loss" else "max"
         if self.steps is None and self.epochs is None and self.minutes is None:
             least, low, high = _PRESETS[self.preset]
             steps_per_epoch = max(1, sizes["train"] // (batch_size * self.grad_accum_steps))

@@ -2,58 +2,100 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
 from trainwell.files import write_atomically, write_json
 from trainwell.random import seed_everything
+from trainwell.train import figures
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.metrics import bootstrap_interval, wilson_interval
+from trainwell.train.metrics import bootstrap_interval
 
 _MOST_MISTAKES, _THUMBNAIL = 24, 160
 
 
+class Tested(NamedTuple):
+    """Outputs for samples that the models which made them had never seen.
+
+    Attributes:
+        outputs: logits or values, on the CPU, in float32.
+        targets: the truth, on the CPU.
+        rows: which samples of the source they are.
+        loss: the mean loss.
+        folds: of cross-validation, one table of figures a fold.
+    """
+
+    outputs: torch.Tensor
+    targets: torch.Tensor
+    rows: npt.NDArray[np.int64]
+    loss: float
+    folds: tuple[dict[str, Any], ...] = ()
+
+
+def keep_best(trainer: Trainer) -> int:
+    """Puts the weights that are handed over into the trainer's model; returns the epoch that they are of."""
+    trainer.model.eval()
+    if trainer.recipe.restore_best and trainer.best_state is not None:
+        trainer.model.load_state_dict(trainer.best_state)
+        return trainer.best_epoch
+    return trainer.epoch
+
+
 @torch.no_grad()
-def write_result(folder: Path, trainer: Trainer, data: Data, test: Batches) -> dict[str, Any]:
-    """Puts the kept weights into the trainer's model, measures them on the test part, and writes it all down.
+def on_test_part(trainer: Trainer, data: Data) -> Tested:
+    """Looks at the test part, once, with the weights that the trainer's model has."""
+    val = trainer.val
+    test = Batches(
+        data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,
+        channels_last=val.channels_last, device=val.device,
+    )  # fmt: skip
+    seed_everything(trainer.recipe.seed, "result")
+    outputs, targets = outputs_of(trainer.model, test, trainer.hardware.autocast())
+    return Tested(outputs.cpu(), targets.cpu(), data.test.indices, float(trainer.reported(outputs, targets)))
+
+
+@torch.no_grad()
+def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: Tested) -> dict[str, Any]:
+    """Writes down the kept weights, and how well they, or those of the folds, do on data never seen.
+
+    Args:
+        folder: the run directory.
+        trainer: at its end, its model with the kept weights.
+        data: what it was trained on.
+        kept: the epoch that the weights are of.
+        tested: the outputs for samples never seen.
 
     Returns:
         What `result.json` holds.
     """
-    restored = trainer.recipe.restore_best and trainer.best_state is not None
-    if restored:
-        assert trainer.best_state is not None
-        trainer.model.load_state_dict(trainer.best_state)
-    trainer.model.eval()
-    kept = trainer.best_epoch if restored else trainer.epoch
     row = trainer.history.rows[kept - 1]
-
-    seed_everything(trainer.recipe.seed, "result")
-    outputs, targets = outputs_of(trainer.model, test, trainer.hardware.autocast())
+    groups = None if data.groups is None else data.groups[tested.rows]
     val_outputs, val_targets = (
         tensor.cpu() for tensor in outputs_of(trainer.model, trainer.val, trainer.hardware.autocast())
     )
-    loss = _as_float(trainer.reported)
+    outputs, targets = tested.outputs, tested.targets
     result: dict[str, Any] = {
         "monitor": trainer.recipe.monitor,
         **{name: value for name, value in row.items() if name.startswith("val_")},
-        "test_loss": loss(outputs, targets),
+        "test_samples": len(targets),
+        "test_loss": tested.loss,
     }
-    if not trainer.classification:
-        result["test_interval"] = bootstrap_interval(loss, outputs, targets)
-    outputs, targets = outputs.cpu(), targets.cpu()
     if trainer.classification:
-        right = int((outputs.argmax(1) == targets).sum())
-        result |= {"test_accuracy": right / len(targets), "test_interval": wilson_interval(right, len(targets))}
+        result |= figures.of_classes(outputs, targets, groups)
+    else:
+        result["test_interval"] = bootstrap_interval(_as_float(trainer.reported), outputs, targets, groups=groups)
+    if data.task == "multilabel":
+        result |= figures.of_labels(outputs, targets)
     result["metrics"] = {
         f"test_{name}": {
             "value": float(metric(outputs, targets)),
-            "interval": bootstrap_interval(metric, outputs, targets),
+            "interval": bootstrap_interval(metric, outputs, targets, groups=groups),
         }
         for name, metric in trainer.metrics.items()
     }
@@ -69,13 +111,15 @@ def write_result(folder: Path, trainer: Trainer, data: Data, test: Batches) -> d
         "stop_reason": trainer.stop_reason,
         "seconds": round(trainer.seconds, 2),
     }
+    if tested.folds:
+        result["folds"] = tested.folds
     if trainer.classification:
         outputs, val_outputs = outputs.softmax(1), val_outputs.softmax(1)
-        _write_mistakes(folder, data, outputs, targets)
+        _write_mistakes(folder, data, outputs, targets, tested.rows)
     _write_tensors(folder / "model.safetensors", trainer.model.state_dict(), {"kept": f"epoch {kept}"})
     evaluation = {
         "val_outputs": val_outputs, "val_targets": val_targets, "test_outputs": outputs, "test_targets": targets,
-        "test_rows": torch.from_numpy(data.test.indices),
+        "test_rows": torch.from_numpy(tested.rows),
     }  # fmt: skip
     _write_tensors(folder / "evaluation.safetensors", evaluation)
     write_json(folder / "result.json", result)
@@ -93,12 +137,14 @@ def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str
     write_atomically(path, save(whole, about))
 
 
-def _write_mistakes(folder: Path, data: Data, chances: torch.Tensor, targets: torch.Tensor) -> None:
-    """Keeps the most confident mistakes of the test part, as pictures where the samples are images."""
+def _write_mistakes(
+    folder: Path, data: Data, chances: torch.Tensor, targets: torch.Tensor, tested: npt.NDArray[np.int64]
+) -> None:
+    """Keeps the most confident mistakes, as pictures where the samples are images."""
     confidence, predicted = chances.max(1)
     wrong = torch.nonzero(predicted != targets).flatten()
     wrong = wrong[confidence[wrong].argsort(descending=True, stable=True)][:_MOST_MISTAKES]
-    rows = [int(data.test.indices[i]) for i in wrong.tolist()]
+    rows = [int(tested[i]) for i in wrong.tolist()]
     told = [
         {
             "name": data.names[row] if data.names else f"sample {row}",

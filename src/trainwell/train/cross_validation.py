@@ -1,0 +1,120 @@
+"""Cross-validation: a model for each fold, each judged on samples that it has never seen."""
+
+import copy
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainwell.data.dataset import Data, Samples
+from trainwell.data.divide import divide
+from trainwell.errors import InputError
+from trainwell.files import remove
+from trainwell.train.display import Display, duration
+from trainwell.train.folder import describe, new_run
+from trainwell.train.loop import Trainer
+from trainwell.train.prepare import Custom, prepared
+from trainwell.train.result import Tested, keep_best, on_test_part, write_result
+
+_FOLDER = "folds"
+
+
+def train_folds(
+    folder: Path, samples: Samples, data: Data, trainer: Trainer, custom: Custom, display: Display,
+    prepare: Callable[[Trainer], object],
+) -> None:  # fmt: skip
+    """Trains a model on all but each fold, by the same recipe, in `folds/1`, `folds/2`, …; those done are left alone.
+
+    Each is a run like any other: saved, and gone on with after an interruption.
+
+    Args:
+        folder: the run directory.
+        samples: what is divided.
+        data: of the model that is trained on all samples in the end; its options say into how many folds.
+        trainer: of that model, before its first step.
+        custom: the user's own code; a model of the user's starts from the same weights in each fold.
+        display: told how far it is.
+        prepare: called with the trainer of each fold before it runs.
+    """
+    count, began, done = data.options["folds"], time.monotonic(), 0
+    for fold in range(1, count + 1):
+        own = folder / _FOLDER / str(fold)
+        if not (own / "result.json").exists():
+            display.what = f"fold {fold} of {count}, "
+            given = dataclasses.replace(custom, model=None if custom.model is None else copy.deepcopy(trainer.model))
+            part = divide(samples, data.options | {"fold": fold})
+            own.mkdir(parents=True, exist_ok=True)
+            _train_fold(own, part, trainer, given, prepare)
+            done += 1
+            left = (time.monotonic() - began) / done * (count - fold + 1)
+            figure = _figure(own)
+            display.say(f"fold {fold} of {count}: {figure}; about {duration(left)} left for all")
+        remove(own / "checkpoints")  # they are large, and a fold that is done needs them no more
+    display.what = ""
+
+
+def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: Callable[[Trainer], object]) -> None:
+    with prepared(part, final.recipe, custom) as trainer:
+        if (own / "run.json").exists():
+            trainer.keep_in(own)
+            trainer.resume()
+        else:
+            with new_run(own):
+                trainer.keep_in(own)
+                trainer.save()
+                describe(own, part, final.recipe, {}, custom, trainer)
+        prepare(trainer)
+        trainer.run()
+        kept = keep_best(trainer)
+        write_result(own, trainer, part, kept, on_test_part(trainer, part))
+
+
+def _figure(own: Path) -> str:
+    result = _result(own)
+    if "test_accuracy" in result:
+        return f"{result['test_accuracy']:.1%} right on {result['test_samples']:,}"
+    return f"test loss {result['test_loss']:.4g} on {result['test_samples']:,}"
+
+
+def _result(own: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((own / "result.json").read_text(encoding="utf-8"))
+    return content
+
+
+def pooled(folder: Path, data: Data) -> Tested:
+    """Returns the outputs for all samples, each from the model of the fold that it was left out of.
+
+    The interval of a figure over all of them is one for the mean of the folds' models on new data (P. Bayle,
+    A. Bayle, L. Janson and L. Mackey, *Cross-validation confidence intervals for test error*, 2020).
+
+    Raises:
+        InputError: the files of a fold are damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    outputs, targets, rows, told = [], [], [], []
+    for fold in range(1, data.options["folds"] + 1):
+        own = folder / _FOLDER / str(fold)
+        try:
+            result, tensors = _result(own), load_file(own / "evaluation.safetensors")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise InputError(
+                f"{own} is damaged ({error}): remove that folder, and resume, to train the fold anew"
+            ) from None
+        figures = ("test_accuracy", "test_balanced_accuracy", "test_loss", "test_samples", "kept_epoch")
+        told.append({name: result[name] for name in figures if name in result})
+        outputs.append(tensors["test_outputs"])
+        targets.append(tensors["test_targets"])
+        rows.append(tensors["test_rows"].numpy())
+    every = torch.cat(outputs)
+    if data.task == "classification":  # probabilities were kept; their logarithms are logits
+        every = every.clamp_min(torch.finfo(every.dtype).tiny).log()
+    sizes = [fold["test_samples"] for fold in told]
+    loss = float(np.average([fold["test_loss"] for fold in told], weights=sizes))
+    return Tested(every, torch.cat(targets), np.concatenate(rows), loss, tuple(told))
