@@ -35,6 +35,8 @@ TECHNIQUES = [
     Technique("adagrad", {"optimizer": "adagrad"}),
     Technique("constant rate", {"schedule": "constant", "warmup": 0.0}),
     Technique("label smoothing", {"label_smoothing": 0.1}),
+    Technique("class weights", {"class_weight": "balanced"}),
+    Technique("balanced sampling", {"sampling": "balanced"}),
     Technique("gradient clipping", {"clip_grad": 0.5}),
     Technique("gradient accumulation", {"batch_size": 24, "grad_accum_steps": 3}),
     Technique("early stopping", {"patience": 1}),

@@ -183,7 +183,8 @@ def _read(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) ->
     if isinstance(source, Data):
         names = [name for name in asked if name != "folds" or folds != 1]
         if names:
-            raise InputError(f"{' and '.join(names)} cannot change data that are loaded already; give them to trainwell.load")
+            listed = " and ".join(names)
+            raise InputError(f"{listed} cannot change data that are loaded already; give them to trainwell.load")
         if len(source.test) == 0:
             raise InputError("the data have no test part; give fit the source itself, and folds=")
         return None, source

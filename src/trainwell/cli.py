@@ -1,9 +1,9 @@
-"""The command line: `trainwell fit`, `predict`, `report`."""
+"""The command line: `trainwell fit`, `predict`, `report`, `cache`."""
 
 import csv
 import dataclasses
+import functools
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 import tyro
 
 import trainwell
-from trainwell.errors import DivergedError, InputError
+from trainwell import command_errors, progress
+from trainwell.errors import DivergedError, InputError, is_out_of_memory
 from trainwell.train.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ class Fit:
     """Train a model on images, a table of them, an .npz file, or "digits"; keep the model, its history and a report."""
 
     source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
-    """a folder of class folders (or with train/, val/, test/ in it), a .csv or .jsonl of files and labels, an .npz file,
-    or digits"""
+    """a folder of class folders (or with train/, val/, test/ in it), a .csv or .jsonl of files and labels, an .npz
+    file, or digits"""
 
     out: Path | None = None
     """the folder of the run; by default a new one below runs/"""
@@ -177,12 +178,36 @@ class Report:
         print(Run(self.run).report())
 
 
+@dataclass
+class Cache:
+    """Say how large the cache of decoded images is, or clear it."""
+
+    clear: bool = False
+    """remove the decoded images; they are decoded anew when they are needed"""
+
+    older_than_days: float = 0.0
+    """spare what was used within so many days"""
+
+    def __call__(self) -> None:
+        """Prints what is there, or how much was freed."""
+        from trainwell.data import cache
+
+        if not (0 <= self.older_than_days < float("inf")):
+            raise InputError(f"older_than_days must be at least 0; it is {self.older_than_days}")
+        if self.clear:
+            print(cache.describe_cleared(cache.clear(self.older_than_days)))
+        else:
+            print(cache.describe(cache.entries()))
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; leaves with 0, 1 (training diverged), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_, **__: f"trainwell: {message}\n"
     try:
         _parsed(words)()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # while it can still be told that the disk is full
     except InputError as error:
         _leave(str(error), 2)
     except DivergedError as error:
@@ -190,14 +215,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as interrupt:
         _leave(str(interrupt) or "interrupted", 130)
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # who reads our output, such as head, has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return
-        where = f"{error.filename}: " if error.filename else ""
-        _leave(f"{where}{error.strerror or error}; what was saved before is whole, and --resume goes on from it", 2)
+        command_errors.discard_output()
+        if not isinstance(error, BrokenPipeError):  # who reads our output, such as head, has seen enough
+            _leave(command_errors.not_written(error), 2)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        _leave("out of memory: close other programs, or give less at once", 2)
 
 
-def _parsed(words: list[str]) -> Fit | Predict | Report:
+def _parsed(words: list[str]) -> Fit | Predict | Report | Cache:
     if words == ["--version"]:
         print(f"trainwell {trainwell.__version__}")
         sys.exit()
@@ -206,11 +233,15 @@ def _parsed(words: list[str]) -> Fit | Predict | Report:
         Annotated[Fit, tyro.conf.subcommand("fit", default=fit, description=Fit.__doc__)]
         | Annotated[Predict, tyro.conf.subcommand("predict", description=Predict.__doc__)]
         | Annotated[Report, tyro.conf.subcommand("report", description=Report.__doc__)]
+        | Annotated[Cache, tyro.conf.subcommand("cache", description=Cache.__doc__)]
     )
-    command: Fit | Predict | Report = tyro.cli(
-        commands, args=words, prog="trainwell", description=trainwell.__doc__, registry=_registry(),
+    parse = functools.partial(
+        tyro.cli, commands, args=words, prog="trainwell", description=trainwell.__doc__, registry=_registry(),
         config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip
+    command: Fit | Predict | Report | Cache = command_errors.parsed(
+        parse, words, {"fit": Fit, "predict": Predict, "report": Report, "cache": Cache}
+    )
     return command
 
 
@@ -240,8 +271,9 @@ def _recipe_in(words: list[str]) -> Recipe:
     recipe = Recipe()
     for place, word in enumerate(words):
         name, _, value = word.partition("=")
-        if name in ("--recipe-file", "--recipe_file"):
-            recipe = Recipe.load(value or (words[place + 1] if place + 1 < len(words) else ""))
+        value = value or (words[place + 1] if place + 1 < len(words) else "")
+        if name in ("--recipe-file", "--recipe_file") and value:
+            recipe = Recipe.load(value)
     if any(word.partition("=")[0] in ("--epochs", "--steps", "--minutes") for word in words):
         return dataclasses.replace(recipe, epochs=None, steps=None, minutes=None)
     return recipe
@@ -301,5 +333,5 @@ def _print_csv(rows: list[dict[str, Any]]) -> None:
 
 
 def _leave(message: str, code: int) -> None:
-    print(f"trainwell: {' '.join(message.split())}", file=sys.stderr)
+    progress.say(f"trainwell: {' '.join(message.split())}")
     sys.exit(code)

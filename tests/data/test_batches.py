@@ -140,3 +140,20 @@ def test_images_of_different_sizes_need_a_size():
     with pytest.raises(ValueError, match="size="):
         Batches(part, 2)
     assert Batches(part, 2, size=(4, 4)).batch(0, 0)[0].shape == (2, 1, 4, 4)
+
+
+def test_balanced_batches_hold_all_classes_equally_often():
+    targets = np.repeat([0, 1, 2], [900, 90, 10]).astype(np.int64)
+    part = Part(np.arange(1000, dtype=np.float32)[:, None], targets, np.arange(1000))
+    batches = Batches(part, 100, balanced=True, seed=3)
+    seen = torch.cat([y for _, y in batches.epoch(0)])
+    assert sorted(torch.bincount(seen).tolist()) == [333, 333, 334]
+    rows = np.concatenate([batches.rows(0, number) for number in range(10)])
+    assert set(np.bincount(rows, minlength=1000)[990:]) <= {33, 34}  # each of the ten rare ones
+    assert not np.array_equal(rows, np.concatenate([batches.rows(1, number) for number in range(10)]))
+    assert np.array_equal(batches.rows(0, 4), Batches(part, 100, balanced=True, seed=3).rows(0, 4))
+
+
+def test_only_classes_can_be_balanced():
+    with pytest.raises(ValueError, match="one class each"):
+        Batches(Part(np.zeros((4, 1), np.float32), np.zeros(4, np.float32), np.arange(4)), 2, balanced=True)

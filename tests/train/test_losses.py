@@ -1,7 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from sklearn.metrics import log_loss, mean_squared_error
+from sklearn.utils.class_weight import compute_class_weight
 
+from trainwell.train import losses
 from trainwell.train.losses import aligned, for_task
 
 RNG = np.random.default_rng(0)
@@ -36,3 +39,48 @@ def test_multilabel_is_the_mean_log_loss_of_the_labels():
     loss, _ = for_task("multilabel")
     expected = np.mean([log_loss(targets[:, k], 1 / (1 + np.exp(-logits[:, k]))) for k in range(3)])
     np.testing.assert_allclose(float(loss(torch.from_numpy(logits), torch.from_numpy(targets))), expected, rtol=1e-9)
+
+
+# ------------------------------------------------------------------ unbalanced classes
+
+
+def test_balanced_weights_are_those_of_scikit_learn():
+    targets = np.repeat([0, 1, 2], [90, 9, 1])
+    expected = compute_class_weight("balanced", classes=np.arange(3), y=targets)
+    assert losses.balanced_weights(targets, "classification") == pytest.approx(expected, rel=1e-6)
+
+
+def test_balanced_weights_of_labels_make_both_sides_count_the_same():
+    targets = np.array([[1, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 0]], np.float32)
+    weights = losses.balanced_weights(targets, "multilabel")
+    assert weights[:2] * targets.sum(0)[:2] == pytest.approx((1 - targets).sum(0)[:2])
+    assert weights[2] == 1  # a label that nobody has
+
+
+def test_the_weighted_loss_is_torchs_where_the_weights_average_one():
+    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([90, 9, 1]))
+    outputs = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.from_numpy(losses.balanced_weights(targets.numpy(), "classification"))
+    loss = losses.weighted_cross_entropy(outputs, targets, weight)
+    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs, targets, weight))
+    parts = zip(outputs.chunk(2), targets.chunk(2), strict=True)
+    halves = [losses.weighted_cross_entropy(x, y, weight) for x, y in parts]
+    torch.testing.assert_close(sum(halves) / 2, loss)  # pieces of a batch add up; torch's do not
+
+
+def test_the_weight_of_a_smoothed_target_is_that_of_its_class():
+    outputs, targets, weight = torch.randn(4, 3), torch.tensor([0, 1, 2, 2]), torch.tensor([1.0, 2.0, 5.0])
+    spread = 0.9 * torch.nn.functional.one_hot(targets, 3) + 0.1 / 3
+    by_hand = -(spread * outputs.log_softmax(1)).sum(1) * weight[targets]
+    torch.testing.assert_close(losses.weighted_cross_entropy(outputs, targets, weight, 0.1), by_hand.mean())
+
+
+def test_what_is_reported_has_no_weights():
+    outputs, targets = torch.randn(8, 3), torch.arange(8) % 3
+    minimised, reported = losses.for_task("classification", weight=torch.tensor([1.0, 2.0, 3.0]))
+    plain = torch.nn.functional.cross_entropy(outputs, targets)
+    assert reported(outputs, targets) == plain != minimised(outputs, targets)
+    minimised, reported = losses.for_task("multilabel", weight=torch.tensor([2.0, 2.0, 2.0]))
+    several = (outputs > 0).float()
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(outputs, several)
+    assert reported(outputs, several) == plain != minimised(outputs, several)

@@ -113,6 +113,7 @@ class Batches:
             raise ValueError("only samples of one class each can be balanced")
         self.part, self.shuffle, self.seed = part, shuffle or balanced, seed
         self._labels = part.targets[part.indices] if balanced else None
+        self._balanced: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None  # the last order of that kind
         self.batch_size = min(batch_size, len(part))
         self.drop_last, self.views = drop_last, views or _centre
         self.channels_last, self.device = channels_last, torch.device(device)
@@ -144,7 +145,10 @@ class Batches:
         """Returns which samples a batch holds, as rows of the part's inputs."""
         chosen = slice(number * self.batch_size, (number + 1) * self.batch_size)
         if self._labels is not None:
-            return self.part.indices[order.balanced(self._labels, self.seed, epoch)[chosen]]
+            place = (self.seed, epoch)
+            if self._balanced is None or self._balanced[0] != place:
+                self._balanced = place, order.balanced(self._labels, *place)
+            return self.part.indices[self._balanced[1][chosen]]
         if self.shuffle:
             return self.part.indices[order.shuffled(len(self.part), self.seed, epoch)[chosen]]
         return self.part.indices[chosen]

@@ -88,10 +88,11 @@ def _dotted(colour: str, **ends: Any) -> dict[str, Any]:
 
 # --- Over the epochs. ---
 
-_TITLES = {"loss": "Loss", "accuracy": "Accuracy"}
+_TITLES = {"loss": "Loss", "accuracy": "Accuracy", "balanced_accuracy": "Balanced accuracy"}
 _CAPTIONS = {
     "loss": "Both should fall. Where validation turns up while training falls on, it is learning by heart.",
     "accuracy": "The shaded gap is what it knows of its training data but cannot carry over to new data.",
+    "balanced_accuracy": "The mean over the classes of how many of each are right, however many there are of it.",
 }
 
 
@@ -181,13 +182,19 @@ def _mark(curve: Mapping[str, Any], kept: int | None, word: str) -> dict[str, An
 # --- On the test part. ---
 
 
-def by_class(classes: Sequence[str], outputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> list[Chart]:
+def by_class(
+    classes: Sequence[str],
+    outputs: npt.NDArray[Any],
+    targets: npt.NDArray[Any],
+    ends: Sequence[Sequence[float] | None] | None = None,
+) -> list[Chart]:
     """Returns the confusion matrix and the accuracy of each class.
 
     Args:
         classes: The names of the classes.
         outputs: Scores of shape `(n, classes)`.
         targets: The true classes, integers of shape `(n,)`.
+        ends: The 95 % interval of each class's accuracy; by default Wilson's.
     """
     count = len(classes)
     pairs = targets.astype(np.int64) * count + outputs.argmax(1)
@@ -199,7 +206,12 @@ def by_class(classes: Sequence[str], outputs: npt.NDArray[Any], targets: npt.NDA
         shown = np.sort(np.argsort(-mistaken, kind="stable")[:_MOST_CLASSES])
         note = f" Of {count} classes, the {_MOST_CLASSES} with the most mistakes."
     names, totals, table = [classes[i] for i in shown.tolist()], table.sum(1)[shown], table[np.ix_(shown, shown)]
-    return [_confusion(names, table, totals, note), _accuracies(names, table.diagonal(), totals, note)]
+    right = table.diagonal()
+    if ends is None or len(ends) != count:
+        ends = [wilson_interval(k, n) if n else None for k, n in zip(right.tolist(), totals.tolist(), strict=True)]
+    else:
+        ends = [ends[i] for i in shown.tolist()]
+    return [_confusion(names, table, totals, note), _accuracies(names, right, totals, ends, note)]
 
 
 def _escaped(name: str) -> str:
@@ -255,15 +267,17 @@ def _confusion(names: Sequence[str], table: Counts, totals: Counts, note: str) -
     return Chart("confusion", "What it confuses", caption, figure, height, square=True, wide=wide, labels=both)
 
 
-def _accuracies(names: Sequence[str], right: Counts, totals: Counts, note: str) -> Chart:
-    tested = [(n, k, name) for n, k, name in zip(totals.tolist(), right.tolist(), names, strict=True) if n]
+def _accuracies(
+    names: Sequence[str], right: Counts, totals: Counts, ends: Sequence[Sequence[float] | None], note: str
+) -> Chart:
+    every = zip(totals.tolist(), right.tolist(), names, ends, strict=True)
+    tested = [(n, k, name, end) for n, k, name, end in every if n and end is not None]
     tested.sort(key=lambda row: (row[1] / row[0], row[2]))
-    ends = [wilson_interval(k, n) for n, k, _ in tested]
     texts = [
         f"{_escaped(name)}: {k:,} of {n:,} right ({percent(k / n)})<br>{interval(end, fractions=True)}"
-        for (n, k, name), end in zip(tested, ends, strict=True)
+        for n, k, name, end in tested
     ]
-    x, (low, high) = np.array([k / n for n, k, _ in tested]), np.transpose(ends)
+    x, (low, high) = np.array([row[1] / row[0] for row in tested]), np.transpose([row[3] for row in tested])
     points = {
         "type": "scatter", "mode": "markers", "x": x.tolist(), "y": list(range(len(tested))),
         "error_x": {"array": (high - x).tolist(), "arrayminus": (x - low).tolist(), "thickness": 1.5, "width": 3},
@@ -282,7 +296,7 @@ def _accuracies(names: Sequence[str], right: Counts, totals: Counts, note: str) 
         caption += f" Of {len(names)} classes, {len(names) - len(tested)} had no sample here."
     wide = len(names) > _NARROW_CLASSES
     height = 60 + 18 * len(tested) if wide else 200 + 60 * len(tested)
-    figure, labels = {"data": [points], "layout": layout}, {"yaxis": [name for _, _, name in tested]}
+    figure, labels = {"data": [points], "layout": layout}, {"yaxis": [row[2] for row in tested]}
     return Chart("per-class", "Accuracy per class", caption, figure, height, square=not wide, wide=wide, labels=labels)
 
 

@@ -62,6 +62,11 @@ class _Run:
         return "image" if self.facts["model"].get("img_size") else "sample"
 
     @property
+    def tested(self) -> int:
+        """How many samples the result is about."""
+        return int(self.result.get("test_samples", self.facts["sizes"]["test"]))
+
+    @property
     def kept_epoch(self) -> int | None:
         """The epoch whose weights are kept; while the run is going, the best one so far."""
         if self.result:
@@ -124,7 +129,9 @@ def _facts(path: Path) -> _Table:
     _check(facts["model"], name=str, parameters=int)
     _check(facts["given"], recipe=dict)
     _check(facts["environment"], device=str)
-    for name in (*facts["classes"], *(item[key] for item in facts["skipped"] for key in ("path", "reason"))):
+    told = [item[key] for item in facts["skipped"] for key in ("path", "reason")]
+    told += [text for item in facts.setdefault("notices", []) for text in (item["text"], *item["paths"])]
+    for name in (*facts["classes"], *told):
         if not isinstance(name, str):
             raise ValueError(f"{name!r} is not text")
     return facts
@@ -149,9 +156,21 @@ def _result(path: Path, task: str) -> _Table:
             raise ValueError(f"{name!r} is not a finite number")
     for metric in result["metrics"].values():
         _check(metric, value=_NUMBER)
-    for ends in (result["test_interval"], *(metric["interval"] for metric in result["metrics"].values())):
-        if len(ends) != 2 or not all(isinstance(end, _NUMBER) for end in ends):
-            raise ValueError(f"{ends} is no interval")
+    by_class, by_label = result.setdefault("by_class", []), result.setdefault("by_label", [])
+    ends = [result["test_interval"], *(metric["interval"] for metric in result["metrics"].values())]
+    ends += [row["interval"] for row in by_class if row["samples"]]
+    ends += [result["test_balanced_interval"]] if "test_balanced_accuracy" in result else []
+    for pair in ends:
+        if len(pair) != 2 or not all(isinstance(end, _NUMBER) for end in pair):
+            raise ValueError(f"{pair} is no interval")
+    for row in (*by_class, *by_label, *result.setdefault("folds", [])):
+        for name, value in row.items():
+            if name != "interval" and value is not None and not isinstance(value, _NUMBER):
+                raise ValueError(f"{name!r} is not a number")
+    for name in ("test_balanced_accuracy", "smallest_difference", "mean_average_precision", "exact_match"):
+        if not isinstance(result.get(name, 0.0), _NUMBER | None):
+            raise ValueError(f"{name!r} is not a number")
+    _check({"test_samples": 1} | result, test_samples=int)
     return result
 
 
@@ -210,13 +229,28 @@ def _headline(run: _Run) -> tuple[str, str]:
     """Returns the result as one sentence, and what is to be said beside it."""
     if not run.result:
         return _headline_in_progress(run)
-    result, size, unseen = run.result, run.facts["sizes"]["test"], _count(run.facts["sizes"]["test"], run.noun)
+    result, size = run.result, run.tested
+    unseen, aside = _count(size, run.noun), ""
     words = interval(result["test_interval"], fractions=run.facts["task"] == "classification")
+    if result["folds"]:
+        aside = (
+            f"By cross-validation: {len(result['folds'])} models learned by one recipe, each without a fold of the "
+            f"{run.noun}s, and were asked about that fold alone. The model kept here learned from all {run.noun}s."
+        )
     if run.facts["task"] != "classification":
-        return f"On {unseen} it has never seen its loss is {result['test_loss']:.4g} ({words}).", ""
+        whose = "each judged by a model that has not seen it" if result["folds"] else "it has never seen"
+        return (
+            f"On {unseen} {whose} {'the' if result['folds'] else 'its'} loss is {result['test_loss']:.4g} ({words}).",
+            aside,
+        )
     right = round(result["test_accuracy"] * size)
     names = f"all {right:,}" if right == size > 1 else f"{right:,}"
-    return f"Of {unseen} it has never seen it names {names} right ({words}).", ""
+    if (least := result.get("smallest_difference")) is not None:
+        aside += f" So many {run.noun}s cannot tell this from a model that is {100 * least:.1f} points better or worse."
+    if result["folds"]:
+        verb = "was" if right == 1 else "were"
+        return f"Of {unseen}, each asked of a model that had not seen it, {names} {verb} named right ({words}).", aside
+    return f"Of {unseen} it has never seen it names {names} right ({words}).", aside.strip()
 
 
 def _headline_in_progress(run: _Run) -> tuple[str, str]:
@@ -234,7 +268,9 @@ def _headline_in_progress(run: _Run) -> tuple[str, str]:
 def _key_facts(run: _Run) -> list[tuple[str, str]]:
     sizes, result, model = run.facts["sizes"], run.result, run.facts["model"]
     purposes = {"train": "to learn from", "val": "to choose by", "test": "kept for the end"}
-    facts = [(purpose, _count(sizes[part], run.noun)) for part, purpose in purposes.items()]
+    facts = [(purpose, _count(sizes[part], run.noun)) for part, purpose in purposes.items() if sizes[part]]
+    if result and result["folds"]:
+        facts.append(("judged, by fold", _count(run.tested, run.noun)))
     if run.facts["classes"]:
         facts.append(("classes", str(len(run.facts["classes"]))))
     facts += [("model", model["name"]), ("parameters", f"{model['parameters']:,}")]
@@ -245,6 +281,12 @@ def _key_facts(run: _Run) -> list[tuple[str, str]]:
             facts.append((f"{name} accuracy", percent(accuracy)))
         if _finite(loss := result.get(f"{part}_loss")):
             facts.append((f"{name} loss", f"{loss:.4g}"))
+    if _finite(balanced := result.get("test_balanced_accuracy")):
+        words = interval(result["test_balanced_interval"], fractions=True)
+        facts.append((f"balanced accuracy (each class counts the same), {words}", percent(balanced)))
+    for name in ("mean_average_precision", "exact_match"):
+        if _finite(share := result.get(name)):
+            facts.append((name.replace("_", " "), percent(share)))
     for name, metric in result["metrics"].items():
         words = interval(metric["interval"], fractions=False)
         facts.append((f"{name.replace('test_', 'test ', 1)}, {words}", f"{metric['value']:.4g}"))
@@ -291,7 +333,8 @@ def _page(run: _Run) -> str:
     learning = charts.learning(run.history, run.kept_epoch, "kept" if run.result else "best so far")
     testing = []
     if run.evaluation is not None and run.facts["task"] == "classification":
-        testing = charts.by_class(run.facts["classes"], *run.evaluation)
+        ends = [row["interval"] for row in run.result.get("by_class", [])]
+        testing = charts.by_class(run.facts["classes"], *run.evaluation, ends or None)
     elif run.evaluation is not None and run.facts["task"] == "regression":
         testing = charts.against_truth(*run.evaluation)
     plotly_js, plotly_hash = _script(get_plotlyjs())
