@@ -52,8 +52,8 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     assert [file.path for file in files] == ["a/1.jpg", "a/3.jpg", "b/2.jpg"]
     assert [(one.path, one.reason) for one in skipped] == [
         ("a/gone.jpg", "a broken link"),
-        ("a/self.jpg", "a broken link"),
-        ("a/up", "a link back to a folder that it lies in"),
+        ("a/self.jpg", "a link in a circle"),
+        ("a/up", "a link to the folder itself, which is read already"),
     ]
 
 
@@ -117,3 +117,23 @@ def test_two_validation_folders_and_parts_without_classes_are_refused(tmp_path):
     touch(tmp_path, "two/train/1.jpg", "two/test/1.jpg")
     with pytest.raises(InputError, match="without class folders"):
         parts(tmp_path / "two")
+
+
+def test_a_class_folder_like_an_image_is_a_class(tmp_path):
+    touch(tmp_path, "train/a.jpg/1.jpg", "train/b/1.jpg", "val/b/1.jpg")
+    assert parts(tmp_path) == {"train": "train", "val": "val"}
+    assert scan(tmp_path / "train")[2] == ["a.jpg", "b"]
+
+
+def test_a_class_that_is_a_link_to_another_is_named_and_is_none(tmp_path):
+    touch(tmp_path, "root/a/1.jpg", "root/b/1.jpg", "outside/deep/1.jpg")
+    (tmp_path / "root/alias").symlink_to(tmp_path / "root/a")
+    (tmp_path / "root/c").symlink_to(tmp_path / "outside")
+    (tmp_path / "root/a/late").symlink_to(tmp_path / "outside/deep")
+    files, skipped, classes = scan(tmp_path / "root")
+    assert classes == ["a", "b", "c"]
+    assert [file.path for file in files] == ["a/1.jpg", "b/1.jpg", "c/deep/1.jpg"]  # class folders come first
+    assert [(one.path, one.reason) for one in skipped] == [
+        ("a/late", "a link to c/deep/, which is read already"),
+        ("alias", "a link to a/, which is read already"),
+    ]

@@ -1,7 +1,9 @@
 """What lies in a folder of class folders."""
 
+import errno
 import os
 import stat
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +13,7 @@ from trainwell.errors import InputError
 # fmt: off
 EXTENSIONS = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif", ".hif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".avif", ".heic", ".heif", ".hif",
 )
 # fmt: on
 """Names that end so (in any case) are taken for images; whether they are is seen when they are decoded."""
@@ -27,6 +29,13 @@ PARTS = {
 """What the parts are called (folders in any case), and by which name we know them."""
 
 _CLUTTER = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+# fmt: off
+_UNREAD = frozenset({
+    ".svg", ".psd", ".psb", ".ai", ".eps", ".jxl", ".jp2", ".j2k", ".jpx", ".ico", ".icns", ".tga", ".exr", ".hdr",
+    ".dds", ".xcf", ".dcm", ".nii", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef",
+    ".srw",
+})
+# fmt: on
 
 
 class File(NamedTuple):
@@ -36,6 +45,14 @@ class File(NamedTuple):
     label: str
     size: int
     mtime_ns: int
+
+
+class _Folder(NamedTuple):
+    """A folder still to be read: where it is, its path inside the scanned one, and the class of what it holds."""
+
+    path: Path
+    inside: str
+    label: str
 
 
 def parts(root: Path) -> dict[str, str]:
@@ -63,9 +80,10 @@ def parts(root: Path) -> dict[str, str]:
         if found and not others:  # else a model would learn to tell val/ from test/
             raise InputError(f"{root} holds {' and '.join(sorted(found.values()))} but no train: {LAYOUT}")
         return {}
-    if any(map(_is_image_name, _names(root / found["train"]))):
+    inside = root / found["train"]
+    if any(_is_image_name(name) and not (inside / name).is_dir() for name in _names(inside)):
         if not others:
-            raise InputError(f"{root / found['train']} holds images beside or without class folders: {LAYOUT}")
+            raise InputError(f"{inside} holds images beside or without class folders: {LAYOUT}")
         return {}
     return found
 
@@ -78,53 +96,68 @@ def others(root: Path, divided: dict[str, str]) -> list[str]:
 def scan(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
     """Lists the images below `root`; the class of each is the first folder of its path.
 
-    The order does not depend on the file system. Hidden files and what systems leave behind (`Thumbs.db`, `__MACOSX`)
-    are ignored; links are followed, but not in circles. Nothing is opened.
+    The order does not depend on the file system. What systems leave behind (`Thumbs.db`, `__MACOSX`) and hidden files
+    and folders are ignored, but hidden images are named. Links are followed, each folder is read once. Class names
+    that differ only in how Unicode composes their letters are one. Nothing is opened.
 
     Returns:
         The images; the other files, each with the reason why it is left out; and all class folders, the empty ones too.
 
     Raises:
-        InputError: there are no class folders.
+        InputError: there are no class folders, or one cannot be opened.
     """
     files: list[File] = []
     skipped: list[Skipped] = []
-    classes: list[str] = []
-
-    def visit(folder: Path, inside: str, label: str, above: tuple[tuple[int, int], ...]) -> None:
+    classes: set[str] = set()
+    read: dict[tuple[int, int], str] = {}
+    ahead = [_Folder(root, "", "")]
+    links: list[_Folder] = []  # for last, so that a link back to what is there anyhow shows as one
+    linked = False
+    while ahead or links:
+        if not ahead:
+            linked = True
+            links.sort(key=lambda one: (one.inside.count("/"), one.inside), reverse=True)  # classes first
+            ahead.append(links.pop())
+        path, inside, label = ahead.pop()
         try:
-            own = folder.stat()
-            entries = list(os.scandir(folder))
-        except OSError as error:
-            skipped.append(Skipped(inside or ".", f"the folder cannot be opened: {error.strerror}"))
-            return
-        if (own.st_dev, own.st_ino) in above:
-            skipped.append(Skipped(inside, "a link back to a folder that it lies in"))
-            return
-        for entry in entries:
-            if _is_clutter(entry.name):
+            own = path.stat()
+            same = (own.st_dev, own.st_ino)
+            if linked and same in read:
+                known = f"{read[same]}/" if read[same] else "the folder itself"
+                skipped.append(Skipped(inside, f"a link to {known}, which is read already"))
                 continue
-            path = f"{inside}/{entry.name}" if inside else entry.name
+            read[same] = inside
+            with os.scandir(path) as listing:
+                entries = list(listing)
+        except OSError as error:
+            if "/" not in inside:
+                raise InputError(f"the folder {path} cannot be opened: {error.strerror}") from error
+            skipped.append(Skipped(inside, f"the folder cannot be opened: {error.strerror}"))
+            continue
+        if inside and "/" not in inside:
+            classes.add(label)
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if _is_clutter(entry.name):
+                if _is_hidden_image(entry):
+                    skipped.append(Skipped(name, "hidden: its name begins with a dot"))
+                continue
             try:
                 info = entry.stat()
             except OSError as error:
-                skipped.append(Skipped(path, "a broken link" if entry.is_symlink() else str(error.strerror)))
+                skipped.append(Skipped(name, _no_stat(error)))
                 continue
             if stat.S_ISDIR(info.st_mode):
-                if not label:
-                    classes.append(entry.name)
-                visit(folder / entry.name, path, label or entry.name, (*above, (own.st_dev, own.st_ino)))
+                found = _Folder(path / entry.name, name, label or unicodedata.normalize("NFC", entry.name))
+                (links if entry.is_symlink() else ahead).append(found)
             elif not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-                skipped.append(Skipped(path, "not a regular file"))
+                skipped.append(Skipped(name, "not a regular file"))
             elif not _is_image_name(entry.name):
-                extension = Path(entry.name).suffix or "no extension"
-                skipped.append(Skipped(path, f"not an image file ({extension})"))
+                skipped.append(Skipped(name, _no_image(entry.name)))
             elif not label:
-                skipped.append(Skipped(path, "not in a class folder"))
+                skipped.append(Skipped(name, "not in a class folder"))
             else:
-                files.append(File(path, label, info.st_size, info.st_mtime_ns))
-
-    visit(root, "", "", ())
+                files.append(File(name, label, info.st_size, info.st_mtime_ns))
     if not classes:
         images = sum(one.reason == "not in a class folder" for one in skipped)
         holds = f"{images} images but no folders" if images else "no folders"
@@ -151,3 +184,21 @@ def _is_clutter(name: str) -> bool:
 
 def _is_image_name(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
+
+
+def _is_hidden_image(entry: os.DirEntry[str]) -> bool:
+    if entry.name.startswith("._"):  # what macOS keeps beside a file on other systems' disks
+        return False
+    return _is_image_name(entry.name.lstrip(".")) and not entry.is_dir(follow_symlinks=False)
+
+
+def _no_stat(error: OSError) -> str:
+    known = {errno.ENOENT: "a broken link", errno.ELOOP: "a link in a circle"}
+    return known.get(error.errno or 0, f"cannot be opened: {error.strerror}")
+
+
+def _no_image(name: str) -> str:
+    extension = Path(name).suffix
+    if extension.lower() in _UNREAD:
+        return f"{extension} images are not read: convert them to PNG"
+    return f"not an image file ({extension or 'no extension'})"

@@ -281,7 +281,7 @@ def _scanned(root: Path) -> tuple[list[folder.File], arrays.Array, list[Skipped]
     divided = folder.parts(root)
     if not divided:
         files, skipped, classes = folder.scan(root)
-        _refuse_empty(root, classes, {file.label for file in files})
+        _refuse_empty(root, classes, {file.label for file in files}, skipped)
         return files, np.full(len(files), "train"), skipped, classes
 
     every: list[folder.File] = []
@@ -296,7 +296,7 @@ def _scanned(root: Path) -> tuple[list[folder.File], arrays.Array, list[Skipped]
         labels = {file.label for file in files}
         if part == "train":
             classes = found
-            _refuse_empty(root / name, classes, labels)
+            _refuse_empty(root / name, classes, labels, skipped)
         elif not files:
             raise InputError(f"{root / name} holds no images: add some or remove it")
         if unknown := sorted(labels - set(classes), key=folder.class_order):
@@ -310,9 +310,11 @@ def _scanned(root: Path) -> tuple[list[folder.File], arrays.Array, list[Skipped]
     return every, np.array(part_of_file), left_out, classes
 
 
-def _refuse_empty(root: Path, classes: list[str], filled: set[str]) -> None:
+def _refuse_empty(root: Path, classes: list[str], filled: set[str], skipped: list[Skipped]) -> None:
     if empty := [name for name in classes if name not in filled]:
-        raise InputError(f"the class folder {root / empty[0]} holds no images: add some or remove it")
+        inside = [one for one in skipped if one.path.startswith(f"{empty[0]}/")]
+        first = f" ({inside[0].path}: {inside[0].reason})" if inside else ""
+        raise InputError(f"the class folder {root / empty[0]} holds no images{first}: add some or remove it")
 
 
 def _refuse(root: Path, skipped: list[Skipped]) -> None:

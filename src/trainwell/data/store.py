@@ -8,7 +8,7 @@ import os
 import shutil
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,11 +24,13 @@ from trainwell.data.images import Images
 from trainwell.errors import InputError
 from trainwell.files import new_directory, remove_partials
 
-_FORMAT = 2  # to be raised whenever the same files would be stored differently
+_FORMAT = 3  # to be raised whenever the same files would be stored differently
 _FEW = 256  # up to so many files, starting processes costs more than they save
 _CHUNK_FILES, _CHUNK_BYTES = 256, 4_000_000  # what one task decodes: tens of milliseconds
 _HEADERS = 256  # headers that are read to foresee the size of the whole
 _LOOKED_INTO, _LOOKED_AT = 64, 1 << 16  # files whose first bytes belong to what a folder is known by
+_PATIENCE = 2.0  # seconds of waiting for another process before that is said
+_LESS = "close other programs, or set the environment variable LOKY_MAX_CPU_COUNT to a smaller number"
 _ELSEWHERE = (
     "make room (all in there may be deleted), or set the environment variable TRAINWELL_CACHE to a folder elsewhere"
 )
@@ -37,12 +39,13 @@ _Decoded = tuple[tuple[int, int, int], bytes] | str
 
 
 class Stored(NamedTuple):
-    """The images that can be read, which of the files they are, a digest of them, and the files that are left out."""
+    """The images that can be read, which of the files they are, their digest, the files left out, and the folder."""
 
     images: Images
     rows: npt.NDArray[np.int64]
     digest: bytes
     skipped: tuple[Skipped, ...]
+    folder: Path
 
 
 def open_store(files: list[File], root: Path, short_side: int | None, quiet: bool = False) -> Stored:
@@ -63,17 +66,15 @@ def open_store(files: list[File], root: Path, short_side: int | None, quiet: boo
         files with the reasons.
 
     Raises:
-        InputError: none can be read, or there is no room for them.
+        InputError: none can be read, there is no room for them on the disk or in memory, or the cache cannot be used.
     """
-    from filelock import FileLock
-
-    home = cache_folder() / "images" / _key(files, root, short_side)
+    home = _cache_folder() / "images" / _key(files, root, short_side)
     store = home / "store"
     try:
         opened = _current(store, root, short_side)
         if opened is None:
             home.mkdir(parents=True, exist_ok=True)
-            with FileLock(home / "lock"):
+            with _alone(home / "lock", quiet):
                 opened = _current(store, root, short_side)  # another process may have been quicker
                 if opened is None:
                     shutil.rmtree(store, ignore_errors=True)
@@ -81,10 +82,14 @@ def open_store(files: list[File], root: Path, short_side: int | None, quiet: boo
                     _check_room(files, root, short_side, home)
                     _build(store, files, root, short_side, quiet)
                     opened = _read(store)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except MemoryError as error:
+        raise InputError(f"out of memory while decoding the images of {root}: {_LESS}") from error
+    except (OSError, NotImplementedError) as error:  # filelock's, where the file system has no locks
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(f"no space left for the decoded images in {home.parent}: {_ELSEWHERE}") from error
         raise InputError(f"the decoded images cannot be kept in {home.parent} ({error}): {_ELSEWHERE}") from error
+    with contextlib.suppress(OSError):  # another user's: then the cache's list says when it was made
+        os.utime(store / "about.json")
     if opened is None:
         raise InputError(f"the decoded images in {home.parent} were removed while they were being opened: start again")
     if len(opened.images) == 0:
@@ -93,10 +98,42 @@ def open_store(files: list[File], root: Path, short_side: int | None, quiet: boo
     return opened
 
 
-def _key(files: list[File], root: Path, short_side: int | None) -> str:
-    from trainwell.data.decode import heif_available
+def _cache_folder() -> Path:
+    try:
+        folder = cache_folder()
+    except RuntimeError:  # of Path.expanduser
+        folder = Path()
+    if not folder.is_absolute():  # as "~/.cache" stays where nobody's home is known
+        raise InputError(
+            "there is no home folder to keep the decoded images in: set the environment variable TRAINWELL_CACHE to "
+            "a folder for them"
+        )
+    return folder
 
-    digest = hashlib.blake2b(repr((_FORMAT, short_side, heif_available())).encode(), digest_size=16)
+
+@contextlib.contextmanager
+def _alone(path: Path, quiet: bool) -> Iterator[None]:
+    """Holds a lock; when another process has it for long, a line says what is waited for."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        if not quiet:
+            progress.say("another process is decoding the same images; waiting …")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _key(files: list[File], root: Path, short_side: int | None) -> str:
+    from trainwell.data.decode import avif_available, heif_available
+
+    known = (_FORMAT, short_side, heif_available(), avif_available())
+    digest = hashlib.blake2b(repr(known).encode(), digest_size=16)
     for file in files:
         digest.update(os.fsencode(f"{file.path}\0{file.size}\0{file.mtime_ns}\0"))
     # Files without compression, unpacked from an archive that holds no times, would be the same in another folder.
@@ -129,14 +166,14 @@ def _read(store: Path) -> Stored | None:
         index = load_file(store / "index.safetensors")
         skipped = tuple(Skipped(**one) for one in json.loads((store / "skipped.json").read_text("utf-8")))
         stored = (store / "pixels.bin").stat().st_size
+        pixels = np.memmap(store / "pixels.bin", np.uint8, "r") if stored else np.empty(0, np.uint8)
     except (FileNotFoundError, NotADirectoryError, SafetensorError, ValueError, TypeError):
         return None
     shapes = index["shapes"]
     if stored != int(shapes.astype(np.int64).prod(axis=1).sum()):
         return None
-    pixels = np.memmap(store / "pixels.bin", np.uint8, "r") if stored else np.empty(0, np.uint8)
     images = Images(pixels.view(np.ndarray), index["offsets"], shapes)
-    return Stored(images, index["rows"], index["digest"].tobytes(), skipped)
+    return Stored(images, index["rows"], index["digest"].tobytes(), skipped, store)
 
 
 def _clear_abandoned(home: Path) -> None:
@@ -175,15 +212,15 @@ def _build(store: Path, files: list[File], root: Path, short_side: int | None, q
     with new_directory(store) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata help nobody who has 50,000 files
         with (folder / "pixels.bin").open("wb") as pixels:
-            decoded = progress.track(_decoded(files, root, short_side), len(files), "decoding images", quiet)
-            for row, outcome in enumerate(decoded):
-                if isinstance(outcome, str):
-                    skipped.append({"path": files[row].path, "reason": outcome})
-                else:
-                    rows.append(row)
-                    shapes.append(outcome[0])
-                    pixels.write(outcome[1])
-                    digest.update(repr(outcome[0]).encode() + outcome[1])
+            with contextlib.closing(_decoded(files, root, short_side)) as decoded:  # ends its processes at once
+                for row, outcome in enumerate(progress.track(decoded, len(files), "decoding images", quiet)):
+                    if isinstance(outcome, str):
+                        skipped.append({"path": files[row].path, "reason": outcome})
+                    else:
+                        rows.append(row)
+                        shapes.append(outcome[0])
+                        pixels.write(outcome[1])
+                        digest.update(repr(outcome[0]).encode() + outcome[1])
         sides = np.array(shapes, np.int32).reshape(-1, 3)
         sizes = sides.astype(np.int64).prod(axis=1)
         index = {
@@ -194,9 +231,10 @@ def _build(store: Path, files: list[File], root: Path, short_side: int | None, q
         }
         (folder / "index.safetensors").write_bytes(save(index))
         (folder / "skipped.json").write_text(json.dumps(skipped, indent=1), "utf-8")
+        (folder / "about.json").write_text(json.dumps({"source": str(root), "images": len(rows)}), "utf-8")
 
 
-def _decoded(files: list[File], root: Path, short_side: int | None) -> Iterator[_Decoded]:
+def _decoded(files: list[File], root: Path, short_side: int | None) -> Generator[_Decoded, None, None]:
     """Decodes on all cores and yields in order, holding no more than a few chunks in memory."""
     from concurrent.futures.process import BrokenProcessPool
 
@@ -217,8 +255,7 @@ def _decoded(files: list[File], root: Path, short_side: int | None) -> Iterator[
             yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise InputError(
-            f"a process that decodes images of {root} was ended by the system, most likely for lack of memory: "
-            "close other programs, or set the environment variable LOKY_MAX_CPU_COUNT to a smaller number"
+            f"a process that decodes images of {root} was ended by the system, most likely for lack of memory: {_LESS}"
         ) from error
     finally:
         for task in waiting:
