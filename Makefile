@@ -14,7 +14,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/trainwell fit digits --out runs/demo --overwrite
+	$(BIN)/trainwell fit digits --folds 1 --out runs/demo --overwrite
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

@@ -257,10 +257,8 @@ def _groups_in_paths(pattern: str | None, names: tuple[str, ...]) -> arrays.Arra
         raise InputError(f"group_by={pattern!r} is no regular expression ({error})") from None
     found = [search(name) for name in names]
     if missed := [name for name, match in zip(names, found, strict=True) if match is None]:
-        raise InputError(
-            f"group_by={pattern!r} finds nothing in {missed[0]!r} and {len(missed) - 1} other paths: every file needs "
-            "a group"
-        )
+        others = f" and {len(missed) - 1} other paths" if len(missed) > 1 else ""
+        raise InputError(f"group_by={pattern!r} finds nothing in {missed[0]!r}{others}: every file needs a group")
     groups = ["\0".join(part or "" for part in match.groups()) or match[0] for match in found if match]
     numbers: arrays.Array = np.unique(groups, return_inverse=True)[1].astype(np.int64)
     if numbers.max() == 0:
