@@ -254,10 +254,12 @@ def sentence(result: dict[str, Any]) -> str:
     if "test_accuracy" not in result:
         figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
         return f"test loss {figure} on {size:,} samples{how}"
-    least = 100 * result["smallest_difference"]
+    beside = ""
+    if "indistinguishable" in result:
+        worst, best = result["indistinguishable"]
+        beside = f"; another model with {worst:.1%} to {best:.1%} on as many others could be as good"
     return (
-        f"{result['test_accuracy']:.1%} right on {size:,} samples{how} (95 % interval {low:.1%} to {high:.1%}); "
-        f"so many cannot tell it from a model that is {least:.1f} points better or worse"
+        f"{result['test_accuracy']:.1%} right on {size:,} samples{how} (95 % interval {low:.1%} to {high:.1%}){beside}"
     )
 
 

@@ -1,6 +1,7 @@
 """The one exception that means "the input is wrong", not "the program is"."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -35,3 +36,22 @@ def in_one_line(error: BaseException, most: int = 200) -> str:
     """
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "bad_alloc")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Says whether an error means that memory, of the machine or of a device, is used up.
+
+    Torch raises a plain `RuntimeError` for the machine's own, which only its text tells from others.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    True
+    >>> is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    False
+    """
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    told = isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    return told or isinstance(error, MemoryError)

@@ -5,15 +5,30 @@ import json
 import math
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+_WINDOWS = os.name == "nt"
+_PAUSES = (0.01, 0.05, 0.2, 1.0)  # seconds
+
+
+@contextlib.contextmanager
+def naming(path: Path | str) -> Iterator[None]:
+    """Lets an `OSError` that does not name its file, as one of `write` or `fsync`, name this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def _sync(path: Path) -> None:
     """Asks the system to put a file or a folder's entries on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder to sync it
+    if _WINDOWS and path.is_dir():  # Windows cannot open a folder to sync it
         return
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
@@ -26,6 +41,17 @@ def _sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
 
 
+def _patiently(move: Callable[[Path], object], path: Path) -> None:
+    """Moves to a path; on Windows again if a virus scanner or an indexer has the new file open for a moment."""
+    for pause in _PAUSES if _WINDOWS else ():
+        try:
+            move(path)
+            return
+        except PermissionError:
+            time.sleep(pause)
+    move(path)
+
+
 def write_atomically(path: Path | str, content: bytes | str) -> None:
     """Puts `content` at `path`; at every instant the file is either the old one or the whole new one.
 
@@ -33,14 +59,16 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
     """
     path = Path(path)
     partial = _sibling(path)
-    try:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        _sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
+    with naming(path):
+        try:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+            _sync(partial)
+            _patiently(partial.replace, path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # the first error is the one to tell
+                partial.unlink(missing_ok=True)
+            raise
+        _sync(path.parent)
 
 
 def write_json(path: Path | str, content: Any) -> None:
@@ -70,23 +98,39 @@ def new_directory(path: Path | str) -> Iterator[Path]:
     """
     path = Path(path)
     partial = _sibling(path)
-    partial.mkdir(parents=True)
+    with naming(path):
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            for file in partial.rglob("*"):
+                _sync(file)
+            _sync(partial)
+            _patiently(partial.rename, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _sync(path.parent)
+
+
+def remove(path: Path | str) -> None:
+    """Removes a file, or a folder with all in it, if it is there; an `OSError` names what could not be removed."""
+    path = Path(path)
     try:
-        yield partial
-        for file in partial.rglob("*"):
-            _sync(file)
-        _sync(partial)
-        partial.rename(path)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        if not Path(error.filename or "").is_relative_to(path):  # before Python 3.12 rmtree gives the last part alone
+            error.filename = str(path)
         raise
-    _sync(path.parent)
 
 
 def remove_partials(folder: Path | str) -> None:
-    """Removes what writes that were killed left in `folder`. Call it only while holding the folder's lock."""
+    """Removes what writes that were killed left in `folder`, as far as the system lets it.
+
+    Call it only while holding the folder's lock.
+    """
     for entry in Path(folder).glob(".*.partial"):
-        if entry.is_dir():
-            shutil.rmtree(entry, ignore_errors=True)
-        else:
-            entry.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            remove(entry)

@@ -1,11 +1,26 @@
 """Progress of anything that takes more than two seconds, on standard error."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
+
+
+def say(line: str) -> None:
+    """Shows a line; where it cannot be shown, as when the terminal is gone, nothing ends for that."""
+    if sys.stderr is not None:  # as in a program without a console
+        with contextlib.suppress(OSError, ValueError):  # a full disk, a closed file
+            print(line, file=sys.stderr, flush=True)
+
+
+def on_terminal() -> bool:
+    """Says whether standard error is a terminal."""
+    with contextlib.suppress(ValueError):
+        return sys.stderr is not None and sys.stderr.isatty()
+    return False
 
 
 def track(items: Iterable[T], total: int, what: str, quiet: bool = False) -> Iterator[T]:
@@ -19,7 +34,7 @@ def track(items: Iterable[T], total: int, what: str, quiet: bool = False) -> Ite
     """
     if quiet:
         yield from items
-    elif sys.stderr.isatty():
+    elif on_terminal():
         from rich.console import Console
         from rich.progress import track as bar
 
@@ -30,4 +45,4 @@ def track(items: Iterable[T], total: int, what: str, quiet: bool = False) -> Ite
             yield item
             if time.monotonic() - shown > 10.0:
                 shown = time.monotonic()
-                print(f"{what}: {done} of {total}", file=sys.stderr, flush=True)
+                say(f"{what}: {done} of {total}")

@@ -17,12 +17,38 @@ from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
 from trainwell.data.images import Images
-from trainwell.errors import InputError
+from trainwell.errors import InputError, is_out_of_memory
 from trainwell.train import hardware, history
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.recipe import Recipe
 
 _FILES_AT_ONCE = 512  # decoded and predicted together, so that a large folder does not fill the memory
+
+
+_NOTHING = type(None)
+_INFO: dict[str, Any] = {  # of run.json, what is relied on: the types of the entries
+    "source": str, "task": str, "classes": list, "data_options": dict, "fingerprint": str, "mean": list, "std": list,
+    "environment": dict,
+    "model": {
+        "name": str, "num_classes": int, "in_chans": (int, _NOTHING), "img_size": (int, _NOTHING), "in_features": int,
+        "size": (list, _NOTHING), "sample_shape": (list, _NOTHING),
+    },
+    "given": {"recipe": dict, "data": dict, "model": bool, "loss": bool, "metrics": list},
+}  # fmt: skip
+
+
+def _wrong(content: Any, kinds: dict[str, Any]) -> str:
+    """Returns in words which entry is missing or of another type; "" if none is."""
+    if not isinstance(content, dict):
+        return "it holds no table"
+    for name, kind in kinds.items():
+        if name not in content:
+            return f"it lacks {name}"
+        if wrong := _wrong(content[name], kind) if isinstance(kind, dict) else "":
+            return f"{name}: {wrong}"
+        if not isinstance(kind, dict) and not isinstance(content[name], kind):
+            return f"{name} is a {type(content[name]).__name__}"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +119,14 @@ class Run:
         try:
             self.info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             self.recipe = Recipe.load(self.path / "recipe.toml")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{self.path} holds no run; give the folder that --out named") from None
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path / 'run.json'} is damaged ({error})") from None
+        if wrong := _wrong(self.info, _INFO):
+            raise InputError(f"{self.path / 'run.json'} is damaged ({wrong})")
 
     def __repr__(self) -> str:
         figures = {name: self.result[name] for name in ("test_accuracy", "test_loss") if name in self.result}
@@ -108,7 +136,10 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What `result.json` holds; empty while the run goes on."""
         path = self.path / "result.json"
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except ValueError as error:
+            raise InputError(f"{path} is damaged ({error}); remove it: resuming the run writes it anew") from None
         return content
 
     @property
@@ -237,6 +268,13 @@ class Run:
         )  # fmt: skip
         try:
             outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError(
+                f"out of memory at {batch_size} samples at once: close other programs, or predict fewer at once: "
+                f"tw.Run({str(self.path)!r}).predict(…, batch_size={max(1, batch_size // 4)})"
+            ) from error
         finally:
             self.model.to("cpu")
         task = self.info["task"]

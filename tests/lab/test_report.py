@@ -305,6 +305,79 @@ def test_what_is_no_run_is_refused(tmp_path, name):
     assert not (run / "report.html").exists()
 
 
+def _change(path, **fields):
+    content = json.loads(path.read_text()) | fields
+    path.write_text(json.dumps(content))
+
+
+def cross_validated(run):
+    """Makes the run one whose result comes from two folds."""
+    facts = json.loads((run / "run.json").read_text())
+    _change(run / "run.json", sizes=facts["sizes"] | {"test": 0})
+    folds = [{"test_accuracy": 0.9, "test_loss": 0.3, "test_samples": 50}, {"test_accuracy": 0.92, "test_samples": 50}]
+    rows = [{"samples": 34, "recall": 1.0, "interval": [0.8, 1.0], "predicted": 34},
+            {"samples": 33, "recall": 0.8, "interval": [0.55, 0.95], "predicted": 30},
+            {"samples": 0, "recall": None, "interval": None, "predicted": 36}]  # fmt: skip
+    _change(
+        run / "result.json", folds=folds, test_samples=100, by_class=rows, indistinguishable=[0.8, 0.97],
+        test_balanced_accuracy=0.905, test_balanced_interval=[0.83, 0.95],
+    )  # fmt: skip
+    return run
+
+
+def test_a_result_of_folds_says_so(tmp_path):
+    run = cross_validated(make_run(tmp_path / "run"))
+    words = words_of(page_of(run))
+    assert "Of 100 images, each asked of a model that had not seen it, 91 were named right (95 % interval" in words
+    assert "By cross-validation: 2 models" in words
+    assert "Another model with 80.0 % to 97.0 % on as many other images could be just as good." in words
+    assert "fold 1, 50 images 90.0 % fold 2, 50 images 92.0 %" in words
+    assert "balanced accuracy (each class counts the same), 95 % interval 83.0 to 95.0 % 90.5 %" in words
+    assert "kept for the end" not in words
+
+
+def test_the_intervals_of_the_classes_are_those_of_the_result(tmp_path):
+    run = cross_validated(make_run(tmp_path / "run"))
+    [points] = charts_of(page_of(run))["per-class"].data
+    bars = zip(points.x, points.error_x.arrayminus, points.error_x.array, strict=True)
+    ends = {(round(x - low, 6), round(x + high, 6)) for x, low, high in bars}
+    assert ends == {(0.8, 1.0), (0.55, 0.95)}
+
+
+def test_what_was_noticed_is_told(tmp_path):
+    run = make_run(tmp_path / "run")
+    notices = [{"kind": "duplicates", "text": "2 images show the same as others", "paths": ["a<b>.jpg", "c.jpg"]}]
+    _change(run / "run.json", notices=notices)
+    page = page_of(run)
+    assert "1 thing noticed in the data 2 images show the same as others the 2 files a<b>.jpg c.jpg" in words_of(page)
+    assert "<b>.jpg" not in page
+
+
+def test_labels_are_listed_with_their_figures(tmp_path):
+    run = make_run(tmp_path / "run", task="multilabel")
+    _change(run / "run.json", classes=["cat", "dog"])
+    rows = [{"samples": 40, "recall": 0.75, "precision": None, "average_precision": 0.5},
+            {"samples": 0, "recall": None, "precision": 0.125, "average_precision": None}]  # fmt: skip
+    _change(run / "result.json", by_label=rows, mean_average_precision=0.5, exact_match=0.25)
+    words = words_of(page_of(run))
+    assert "cat 40 75.0 % – 50.0 % dog 0 – 12.5 % –" in words
+    assert "mean average precision 50.0 %" in words
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"folds": [{"test_accuracy": "<b>"}]}, {"by_label": [{"samples": "x"}]}, {"indistinguishable": [1]},
+        {"test_samples": "1"}, {"test_balanced_accuracy": 0.5}, {"by_class": [{"samples": 1, "interval": None}]},
+    ],
+)  # fmt: skip
+def test_damaged_figures_are_named(fields, tmp_path):
+    run = make_run(tmp_path / "run")
+    _change(run / "result.json", **fields)
+    with pytest.raises(InputError, match=r"result\.json: damaged"):
+        write_report(run)
+
+
 def test_a_missing_directory_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such directory"):
         write_report(tmp_path / "nowhere")

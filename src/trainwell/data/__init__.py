@@ -8,9 +8,11 @@ if TYPE_CHECKING:
     from trainwell.data.batches import Batches, statistics
     from trainwell.data.dataset import Data, Part, Skipped
     from trainwell.data.images import Images
+    from trainwell.data.keyed import Keyed
+    from trainwell.data.sampler import KeyedSampler
     from trainwell.data.sources import load
 
-__all__ = ["Batches", "Data", "Images", "Part", "Skipped", "load", "statistics"]
+__all__ = ["Batches", "Data", "Images", "Keyed", "KeyedSampler", "Part", "Skipped", "load", "statistics"]
 
 # Lazy also because the processes that decode images import this package and must not pay for torch.
 __getattr__ = attributes(
@@ -22,6 +24,8 @@ __getattr__ = attributes(
         "Part": "dataset",
         "Skipped": "dataset",
         "Images": "images",
+        "Keyed": "keyed",
+        "KeyedSampler": "sampler",
         "load": "sources",
     },
 )

@@ -83,12 +83,12 @@ def _fold(samples: Samples, count: int, fold: int | None, seed: int) -> tuple[Ro
     if "test" in samples.rows:
         raise InputError(f"{samples.source} holds a test part of its own, so it is not divided into {count} folds")
     train = samples.rows["train"]
+    chosen = _folds(samples, count, seed)  # at once: that there are too few samples is told before the long work
     if fold is None:
         return train[:0], train
     if not 1 <= fold <= count:
         raise InputError(f"fold must be from 1 to {count}, not {fold}")
-    chosen = _folds(samples, count, seed)[fold - 1]
-    return train[chosen], np.delete(train, chosen)
+    return train[chosen[fold - 1]], np.delete(train, chosen[fold - 1])
 
 
 def _folds(samples: Samples, count: int, seed: int) -> list[Rows]:

@@ -211,16 +211,16 @@ def _build(store: Path, files: list[File], root: Path, short_side: int | None, q
     digest = hashlib.blake2b(digest_size=16)
     with new_directory(store) as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's remarks on odd metadata help nobody who has 50,000 files
-        with (folder / "pixels.bin").open("wb") as pixels:
-            with contextlib.closing(_decoded(files, root, short_side)) as decoded:  # ends its processes at once
-                for row, outcome in enumerate(progress.track(decoded, len(files), "decoding images", quiet)):
-                    if isinstance(outcome, str):
-                        skipped.append({"path": files[row].path, "reason": outcome})
-                    else:
-                        rows.append(row)
-                        shapes.append(outcome[0])
-                        pixels.write(outcome[1])
-                        digest.update(repr(outcome[0]).encode() + outcome[1])
+        decoding = contextlib.closing(_decoded(files, root, short_side))  # its processes end with it, at once
+        with (folder / "pixels.bin").open("wb") as pixels, decoding as decoded:
+            for row, outcome in enumerate(progress.track(decoded, len(files), "decoding images", quiet)):
+                if isinstance(outcome, str):
+                    skipped.append({"path": files[row].path, "reason": outcome})
+                else:
+                    rows.append(row)
+                    shapes.append(outcome[0])
+                    pixels.write(outcome[1])
+                    digest.update(repr(outcome[0]).encode() + outcome[1])
         sides = np.array(shapes, np.int32).reshape(-1, 3)
         sizes = sides.astype(np.int64).prod(axis=1)
         index = {

@@ -160,6 +160,7 @@ def _result(path: Path, task: str) -> _Table:
     ends = [result["test_interval"], *(metric["interval"] for metric in result["metrics"].values())]
     ends += [row["interval"] for row in by_class if row["samples"]]
     ends += [result["test_balanced_interval"]] if "test_balanced_accuracy" in result else []
+    ends += [result["indistinguishable"]] if "indistinguishable" in result else []
     for pair in ends:
         if len(pair) != 2 or not all(isinstance(end, _NUMBER) for end in pair):
             raise ValueError(f"{pair} is no interval")
@@ -167,7 +168,7 @@ def _result(path: Path, task: str) -> _Table:
         for name, value in row.items():
             if name != "interval" and value is not None and not isinstance(value, _NUMBER):
                 raise ValueError(f"{name!r} is not a number")
-    for name in ("test_balanced_accuracy", "smallest_difference", "mean_average_precision", "exact_match"):
+    for name in ("test_balanced_accuracy", "mean_average_precision", "exact_match"):
         if not isinstance(result.get(name, 0.0), _NUMBER | None):
             raise ValueError(f"{name!r} is not a number")
     _check({"test_samples": 1} | result, test_samples=int)
@@ -245,8 +246,9 @@ def _headline(run: _Run) -> tuple[str, str]:
         )
     right = round(result["test_accuracy"] * size)
     names = f"all {right:,}" if right == size > 1 else f"{right:,}"
-    if (least := result.get("smallest_difference")) is not None:
-        aside += f" So many {run.noun}s cannot tell this from a model that is {100 * least:.1f} points better or worse."
+    if ends := result.get("indistinguishable"):
+        low, high = (percent(end) for end in ends)
+        aside += f" Another model with {low} to {high} on as many other {run.noun}s could be just as good."
     if result["folds"]:
         verb = "was" if right == 1 else "were"
         return f"Of {unseen}, each asked of a model that had not seen it, {names} {verb} named right ({words}).", aside

@@ -1,9 +1,10 @@
 """What a person sees while a run goes on, on standard error: a bar on a terminal, plain lines elsewhere."""
 
-import sys
+import contextlib
 import time
 from typing import Any
 
+from trainwell import progress
 from trainwell.train.history import Row
 from trainwell.train.loop import Trainer
 
@@ -18,9 +19,10 @@ class Display:
     def __init__(self, quiet: bool = False) -> None:
         self.quiet, self._shown = quiet, 0.0
         self.bar: Any = None
+        self.what = ""  # of several runs, which one this is: "fold 2 of 5, "
 
     def __enter__(self) -> "Display":
-        if not self.quiet and sys.stderr.isatty():
+        if not self.quiet and progress.on_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -36,20 +38,22 @@ class Display:
     def end_of_training(self) -> None:
         """Takes the bar away."""
         if self.bar is not None:
-            self.bar.stop()
+            with contextlib.suppress(OSError):
+                self.bar.stop()
             self.bar = None
 
     def say(self, line: str) -> None:
         """Shows a line of text."""
         if self.bar is not None:
-            self.bar.console.print(line, highlight=False, markup=False)
+            with contextlib.suppress(OSError):  # the terminal is gone; the run goes on
+                self.bar.console.print(line, highlight=False, markup=False)
         elif not self.quiet:
-            print(line, file=sys.stderr, flush=True)
+            progress.say(line)
 
     def warn(self, line: str) -> None:
         """Shows a line that must not be missed, even when quiet."""
         if self.quiet:
-            print(f"trainwell: {line}", file=sys.stderr, flush=True)
+            progress.say(f"trainwell: {line}")
         else:
             self.say(line)
 
@@ -58,8 +62,8 @@ class Display:
         if self.bar is not None:
             if not self.bar.tasks:
                 self.bar.add_task("", total=trainer.total_steps)
-            text = f"epoch {trainer.epoch + 1}"
-            self.bar.update(self.bar.tasks[0].id, completed=trainer.step, description=text)
+            text = f"{self.what}epoch {trainer.epoch + 1}"
+            self.bar.update(self.bar.tasks[0].id, completed=trainer.step, total=trainer.total_steps, description=text)
 
     def epoch(self, trainer: Trainer, row: Row) -> None:
         """Shows an epoch's row; off a terminal at most one every two seconds, and the last."""

@@ -15,6 +15,8 @@ _CERTAIN = 0.5  # the probability from which a label counts as given
 def of_classes(outputs: torch.Tensor, targets: torch.Tensor, groups: Groups = None) -> dict[str, Any]:
     """Returns accuracy, balanced accuracy and the recall of each class, each with a 95 % interval.
 
+    Where samples do not come in groups, also which accuracies of another model could be chance beside this one.
+
     Args:
         outputs: logits or probabilities, shape `(n, classes)`.
         targets: int64 classes, shape `(n,)`.
@@ -24,12 +26,12 @@ def of_classes(outputs: torch.Tensor, targets: torch.Tensor, groups: Groups = No
     chosen, truth = outputs.argmax(1).numpy(), targets.numpy()
     right = chosen == truth
     classes = outputs.shape[1]
-    return {
+    alone = {"indistinguishable": metrics.indistinguishable(float(right.mean()), len(right))}
+    return ({} if groups is not None else alone) | {
         "test_accuracy": float(right.mean()),
         "test_interval": metrics.accuracy_interval(right, groups),
         "test_balanced_accuracy": metrics.balanced_accuracy(outputs, targets),
         "test_balanced_interval": metrics.balanced_accuracy_interval(right, truth, groups),
-        "smallest_difference": metrics.smallest_difference(float(right.mean()), len(right)),
         "by_class": [_recall(right[truth == label], None if groups is None else groups[truth == label])
                      | {"predicted": int((chosen == label).sum())} for label in range(classes)],
     }  # fmt: skip

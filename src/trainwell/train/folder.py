@@ -2,8 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ import torch
 import trainwell
 from trainwell.data.dataset import Data
 from trainwell.errors import InputError
-from trainwell.files import remove_partials, write_atomically, write_json
+from trainwell.files import remove, remove_partials, write_atomically, write_json
 from trainwell.train import hardware
+from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, dimensions, model_name
 from trainwell.train.recipe import Recipe
@@ -22,39 +23,58 @@ from trainwell.train.recipe import Recipe
 _LOCK = ".lock"
 # What a run consists of. Until run.json is there, which is written last, it is none and cannot be resumed.
 _BEFORE = ("checkpoints", "recipe.toml", "split.safetensors")
-_AFTER = ("history.jsonl", "result.json", "model.safetensors", "evaluation.safetensors", "mistakes.json",
+_AFTER = ("folds", "history.jsonl", "result.json", "model.safetensors", "evaluation.safetensors", "mistakes.json",
           "mistakes.safetensors", "report.html")  # fmt: skip
 
 
 @contextlib.contextmanager
-def at_work_in(folder: Path) -> Iterator[None]:
-    """Makes the folder and holds its lock, so that two runs cannot mix; a folder left empty is removed again.
+def at_work_in(folder: Path) -> Iterator[Work]:
+    """Makes the folder and holds its lock, so that two runs cannot mix; removes what it made and nothing fills.
+
+    Yields:
+        What is to be kept up to date, so that whatever ends the work from outside is told in one line
+            (see `trainwell.train.interrupt.explained`).
 
     Raises:
-        InputError: another run holds it, or it cannot be written.
+        InputError: another run holds the folder, it cannot be written, or memory is used up.
     """
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / _LOCK)
+    made, locked_before = _missing(folder), (folder / _LOCK).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"another run is at work in {folder}; choose another --out") from None
-    except FileExistsError:
-        raise InputError(f"{folder} is a file; choose another --out") from None
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(f"{folder} is a file, or below one; choose another --out") from None
+    except (OSError, NotImplementedError) as error:  # filelock's, where the file system has no locks
+        _remove_empty(made)
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{folder} cannot be written ({reason}); choose another --out") from None
+    work = Work(folder)
     try:
-        remove_partials(folder)
-        yield
+        with explained(work):
+            remove_partials(folder)
+            yield work
     finally:
-        if [entry.name for entry in folder.iterdir()] == [_LOCK]:
-            (folder / _LOCK).unlink()
-            lock.release()
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+        with contextlib.suppress(OSError):  # the error that ended the work is the one to tell
+            if not (locked_before or (folder / "run.json").exists()):
+                (folder / _LOCK).unlink()
         lock.release()
+        _remove_empty(made)
+
+
+def _missing(folder: Path) -> list[Path]:
+    """Returns which of the folder and those above it are still to be made; the innermost first."""
+    return list(itertools.takewhile(lambda path: not path.exists(), [folder, *folder.parents]))
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):  # one that holds something stays, and so do those above it
+        for folder in folders:
+            folder.rmdir()
 
 
 def refuse_used(folder: Path, overwrite: bool) -> None:
@@ -82,11 +102,20 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
 def remove_run(folder: Path) -> None:
     """Removes a run, or what is left of one; a kill half-way leaves what can be removed again."""
     for name in (*_AFTER, *_BEFORE, "run.json"):
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(folder / name)
+
+
+@contextlib.contextmanager
+def new_run(folder: Path) -> Iterator[None]:
+    """Removes the run that is there; where the block fails before there is a new one, what it wrote is removed too."""
+    remove_run(folder)
+    try:
+        yield
+    except BaseException:
+        if not (folder / "run.json").exists():
+            with contextlib.suppress(OSError):
+                remove_run(folder)
+        raise
 
 
 def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, trainer: Trainer) -> None:
@@ -109,6 +138,7 @@ def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], cus
         "classes": data.classes,
         "sizes": data.sizes,
         "skipped": [dataclasses.asdict(item) for item in data.skipped],
+        "notices": [dataclasses.asdict(item) for item in data.notices],
         "data_options": data.options,
         "fingerprint": data.fingerprint,
         "model": {
@@ -136,13 +166,20 @@ def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], cus
     write_json(folder / "run.json", info)
 
 
-def how_to_resume(folder: Path, data: Data, recipe: Recipe, custom: Custom) -> str:
-    """Returns the command, or the line of Python where a command cannot say it, that goes on with a run."""
+def how_to_resume(folder: Path, source: str, model: str, custom: Custom) -> str:
+    """Returns the command, or the line of Python where a command cannot say it, that goes on with a run.
+
+    Args:
+        folder: the run directory.
+        source: where the data come from, as `Data.source` says.
+        model: the recipe's.
+        custom: the user's own code.
+    """
     yours = [name for name in ("model", "loss", "metrics") if getattr(custom, name) not in (None, {})]
-    if data.source == "arrays" or yours:
-        words = ["data=…"] * (data.source == "arrays") + [f"{name}=…" for name in yours]
+    if source == "arrays" or yours:
+        words = ["data=…"] * (source == "arrays") + [f"{name}=…" for name in yours]
         return f"tw.resume({', '.join([repr(str(folder)), *words])})"
-    code = ["--model", recipe.model] if ":" in recipe.model else []
+    code = ["--model", model] if ":" in model else []
     return shlex.join(["trainwell", "fit", "--resume", "--out", str(folder), *code])
 
 

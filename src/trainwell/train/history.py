@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from trainwell.errors import InputError
-from trainwell.files import finite, write_atomically
+from trainwell.files import finite, naming, write_atomically
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ class History:
         row = finite(row)
         self.rows.append(row)
         if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
+            with naming(self.path), self.path.open("a", encoding="utf-8") as file:
                 file.write(_line(row))
 
     def replace(self, rows: list[Row]) -> None:
@@ -50,7 +50,10 @@ def read(path: Path) -> list[Row]:
         try:
             rows.append(json.loads(line))
         except ValueError:
-            raise InputError(f"{path}, line {number}: not JSON; the history is damaged") from None
+            raise InputError(
+                f"{path}, line {number}: not JSON; the history is damaged; remove the file: resuming the run writes it "
+                "anew from the checkpoint"
+            ) from None
     return rows
 
 

@@ -13,13 +13,14 @@ from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.train import interrupt
-from trainwell.train.checkpoint import Checkpoints
+from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
+from trainwell.train.checkpoint_folder import CheckpointFolder
 from trainwell.train.early_stopping import EarlyStopping
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
 from trainwell.train.history import History, Row
 from trainwell.train.losses import Loss, aligned
-from trainwell.train.metrics import accuracy
+from trainwell.train.metrics import accuracy, balanced_accuracy
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import Recipe
 
@@ -70,7 +71,7 @@ class Trainer:
         self.objective, self.reported = losses
         self.metrics, self.classification = metrics or {}, classification
         self.history, self.save_seconds = History(), save_seconds
-        self.checkpoints: Checkpoints | None = None
+        self.checkpoints: CheckpointFolder | None = None
         self.on_epoch_end, self.on_step = on_epoch_end, on_step
 
         self.total_steps = recipe.steps or (recipe.epochs or 1) * len(train)
@@ -78,7 +79,7 @@ class Trainer:
         self.schedule = make_schedule(recipe, self.total_steps)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.stopping = EarlyStopping(recipe.patience, recipe.min_delta, recipe.monitor_mode)
-        figures = [*(["accuracy"] if classification else []), "loss", *self.metrics]
+        figures = [*(["accuracy", "balanced_accuracy"] if classification else []), "loss", *self.metrics]
         if recipe.monitor not in [f"val_{name}" for name in figures]:
             known = ", ".join(f"val_{name}" for name in figures)
             raise InputError(f"monitor is {recipe.monitor!r}, which is none of {known}")
@@ -96,7 +97,7 @@ class Trainer:
 
     def keep_in(self, folder: Path) -> None:
         """Keeps history and checkpoints in a folder from here on; without this, nothing is on disk."""
-        self.history, self.checkpoints = History(folder / "history.jsonl"), Checkpoints(folder / "checkpoints")
+        self.history, self.checkpoints = History(folder / "history.jsonl"), CheckpointFolder(folder / "checkpoints")
 
     # ------------------------------------------------------------------ one step
 
@@ -212,6 +213,8 @@ class Trainer:
         outputs, targets = outputs.cpu(), targets.cpu()
         if self.classification:
             row["val_accuracy"] = accuracy(outputs, targets)
+            if self.recipe.monitor == "val_balanced_accuracy":
+                row["val_balanced_accuracy"] = balanced_accuracy(outputs, targets)
         return row | {f"val_{name}": float(metric(outputs, targets)) for name, metric in self.metrics.items()}
 
     def _row(self) -> Row:
@@ -286,7 +289,7 @@ class Trainer:
         """Returns everything that is not a function of the recipe and the step."""
         return {
             "model": self.model.state_dict(),
-            "buffers": self._other_buffers(),
+            "buffers": other_buffers(self.model),
             "optimizer": self.optimizer.state_dict(),
             "stopping": self.stopping.state_dict(),
             "best": self.best_state,
@@ -298,13 +301,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes back, or on, to a saved state; what is on disk of later steps is removed."""
         self.model.load_state_dict(state["model"])
-        for name, buffer in self._other_buffers().items():
-            buffer.copy_(state["buffers"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, values in self.optimizer.state.items():  # lay them out in memory like their parameter
-            for name, value in values.items():
-                if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
-                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        load_other_buffers(self.model, state["buffers"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.stopping.load_state_dict(state["stopping"])
         best = state["best"]
         self.best_state = best and {name: value.to(self.hardware.device) for name, value in best.items()}
@@ -314,8 +312,3 @@ class Trainer:
         self.history.replace(state["history"])
         if self.checkpoints is not None:
             self.checkpoints.remove_after(self.step)
-
-    def _other_buffers(self) -> dict[str, torch.Tensor]:
-        """Returns the buffers that a state dict leaves out, which training may change all the same."""
-        saved = self.model.state_dict()
-        return {name: buffer for name, buffer in self.model.named_buffers() if name not in saved}

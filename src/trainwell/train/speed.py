@@ -2,7 +2,9 @@
 
 import copy
 import dataclasses
+import statistics
 import time
+from collections.abc import Callable
 
 from trainwell import random
 from trainwell.train.loop import Trainer
@@ -12,29 +14,33 @@ def steps_within(seconds: float, trainer: Trainer) -> int:
     """Returns how many steps, with a validation after each epoch, fit some seconds; at least 1.
 
     Steps are taken with a copy of the model, for about a fiftieth of the time, so that the trainer's own model and
-    optimizer stay as they are.
+    optimizer stay as they are. A duration beside which all others are short is left out: the machine has slept.
     """
-    began = time.monotonic()
     recipe = dataclasses.replace(trainer.recipe, steps=10**9, on_nonfinite="stop")
     probe = Trainer(
         copy.deepcopy(trainer.model), trainer.train, trainer.val, recipe, trainer.hardware,
-        (trainer.objective, trainer.reported), classification=trainer.classification,
+        (trainer.objective, trainer.reported), metrics=trainer.metrics, classification=trainer.classification,
     )  # fmt: skip
     with random.preserved():
-        _take(probe, 2)  # the first steps prepare kernels and memory
-        warm, taken = time.monotonic(), 0
-        while taken < 3 or (time.monotonic() - warm < seconds / 50 and taken < 200):
-            _take(probe, 1)
-            taken += 1
-        per_step = (time.monotonic() - warm) / taken
-        warm = time.monotonic()
-        probe.validate()
-        per_epoch = time.monotonic() - warm
-    left = 0.97 * (seconds - (time.monotonic() - began))
-    return max(1, int(left / (per_step + per_epoch / len(trainer.train))))
+        first = _timed(_take_one, probe) + _timed(_take_one, probe)  # they prepare kernels and memory
+        steps: list[float] = []
+        while len(steps) < 3 or (sum(steps) < seconds / 50 and len(steps) < 200):
+            steps.append(_timed(_take_one, probe))
+        longest = 1 + 10 * statistics.median(steps)
+        per_step = statistics.mean(step for step in steps if step <= longest)
+        per_epoch = _timed(Trainer.validate, probe)
+        if per_epoch > longest * len(probe.val):  # no batch of it costs more than a step
+            per_epoch = _timed(Trainer.validate, probe)
+    left = 0.97 * (seconds - min(first, seconds / 4) - len(steps) * per_step - per_epoch)
+    return max(1, int(left / max(per_step + per_epoch / len(trainer.train), 1e-6)))
 
 
-def _take(probe: Trainer, count: int) -> None:
-    for _ in range(count):
-        probe.batch = probe.step % len(probe.train)
-        probe.train_step()
+def _timed(act: Callable[[Trainer], object], probe: Trainer) -> float:
+    began = time.monotonic()
+    act(probe)
+    return time.monotonic() - began
+
+
+def _take_one(probe: Trainer) -> None:
+    probe.batch = probe.step % len(probe.train)
+    probe.train_step()
