@@ -109,8 +109,8 @@ def clusters(count: int, pairs: Rows) -> Rows:
         >>> clusters(5, np.array([[0, 3], [3, 4]])).tolist()
         [0, 1, 2, 0, 0]
     """
-    from scipy.sparse import coo_array  # type: ignore[import-untyped]
-    from scipy.sparse.csgraph import connected_components  # type: ignore[import-untyped]
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     links = coo_array((np.ones(len(pairs), np.int8), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     labels = connected_components(links, directed=False)[1]
@@ -121,7 +121,7 @@ def clusters(count: int, pairs: Rows) -> Rows:
 def _looked_at(images: Images, quiet: bool) -> tuple[Rows, Greys | None]:
     """Returns for each image the first one of the same size and pixels, and its grey picture (not if there are many).
 
-    Both in one pass, as the pixels may have to come from a disk.
+    Both in one pass, as the pixels may have to come from the disk.
     """
     grey = np.zeros((len(images), _SIDE, _SIDE), np.uint16) if len(images) <= _MOST else None
 
@@ -189,13 +189,12 @@ def _near(grey: Greys, quiet: bool) -> tuple[Rows, npt.NDArray[np.bool_]]:
 def _common(even: Floats, odd: Floats) -> npt.NDArray[np.bool_]:
     """Says which pictures look at a glance like many of the others; 500 of these, drawn by a fixed key, are asked."""
     asked = np.sort(random.permutation(len(even), "duplicates")[:_ASKED])
-    alike = [
-        (_similarities(even[i : i + _CHUNK], odd[i : i + _CHUNK], even[asked], odd[asked])[0] > _ALIKE * _SCALE**2).sum(
-            1
-        )
-        for i in range(0, len(even), _CHUNK)
-    ]
-    return np.asarray(np.concatenate([np.empty(0), *alike]) > max(10, _COMMON * len(asked)))
+    alike = np.zeros(len(even), np.int64)
+    for start in range(0, len(even), _CHUNK):
+        rows = slice(start, start + _CHUNK)
+        similar, _ = _similarities(even[rows], odd[rows], even[asked], odd[asked])
+        alike[rows] = (similar > _ALIKE * _SCALE**2).sum(axis=1)
+    return np.asarray(alike > max(10, _COMMON * len(asked)))
 
 
 def _difference(grey: Greys, pair: Rows) -> float:
@@ -222,7 +221,8 @@ _NOTHING = np.empty((0, _LOW * _LOW - 1))
 def _low_frequencies(grey: Greys) -> Floats:
     """Returns the weighted low frequencies but the mean, scaled to unit length, shape `(n, 63)`."""
     waves = (_WAVES @ grey @ _WAVES.T * _WEIGHTS).reshape(len(grey), -1)[:, 1:]
-    return np.asarray(waves / np.linalg.norm(waves, axis=1, keepdims=True))
+    least = _STEP * _SIDE**2 / 8  # about a quarter of a grey level: a fine checkerboard has next to none of them
+    return np.asarray(waves / np.maximum(np.linalg.norm(waves, axis=1, keepdims=True), least))
 
 
 def _candidates(even: Floats, odd: Floats, common: npt.NDArray[np.bool_], most: int, quiet: bool) -> Rows:

@@ -174,7 +174,8 @@ def accuracy_interval(
     what could be: `(f d + D / 2) / (f + 1 / 2)`, where `f` is the number of groups with a mistake (or with a right
     answer, if those are fewer). If all are right, an interval rests on the number of groups alone.
 
-    How often it holds the true value is simulated in `bench/coverage.py`.
+    In simulations (`bench/coverage.py`) such intervals held the true value in 94 to 98 % of all cases with 30 groups or
+    more, in 97 to nearly 100 % with 10: with few groups they are rather too long than too short.
 
     Args:
         right: Whether each sample was classified correctly, shape `(n,)`.
@@ -247,7 +248,7 @@ def _stretched(
     right: npt.NDArray[np.bool_], class_of: Ints, counts: Ints, rates: Floats, group_of: Ints, level: float
 ) -> float:
     """Returns Student's quantile squared times the design effect; 0 if no two samples share a group."""
-    from scipy.special import stdtrit  # type: ignore[import-untyped]
+    from scipy.special import stdtrit
 
     groups = int(group_of.max()) + 1
     if groups == len(right):
