@@ -14,7 +14,7 @@ from PIL import Image
 import trainwell as tw
 from trainwell.cli import main
 
-QUICK = ["--threads", "1", "--batch-size", "64"]
+QUICK = ["--threads", "1", "--batch-size", "64", "--folds", "1"]
 
 
 def _main(capsys, *words):
@@ -30,7 +30,7 @@ def _main(capsys, *words):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tw.fit("digits", out=tmp_path_factory.mktemp("runs") / "run", epochs=6, threads=1, quiet=True)
+    return tw.fit("digits", folds=1, out=tmp_path_factory.mktemp("runs") / "run", epochs=6, threads=1, quiet=True)
 
 
 @pytest.fixture(scope="module")

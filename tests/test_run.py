@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    return tw.fit(folder, out=tmp_path_factory.mktemp("runs") / "colours", model="resnet8", img_size=24, epochs=8,
+    return tw.fit(folder, folds=1, out=tmp_path_factory.mktemp("runs") / "colours", model="resnet8", img_size=24, epochs=8,
                   batch_size=16, threads=1, quiet=True)  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def test_a_folder_files_and_arrays_give_the_same_predictions(run, folder):
 
 
 def test_predictions_of_a_grey_model_on_coloured_files(tmp_path):
-    digits = tw.fit("digits", out=tmp_path / "run", epochs=6, threads=1, quiet=True)
+    digits = tw.fit("digits", folds=1, out=tmp_path / "run", epochs=6, threads=1, quiet=True)
     image = tw.load("digits").images[0]
     Image.fromarray(np.repeat(image, 3, axis=2)).save(tmp_path / "zero.png")
     assert digits.predict(tmp_path / "zero.png").labels == ["0"]
@@ -109,7 +109,7 @@ def test_a_model_by_the_name_of_a_function_runs_where_its_user_names_it(tmp_path
     (tmp_path / "nets.py").write_text("from torch import nn\ndef make(in_features): return nn.Linear(in_features, 2)\n")
     monkeypatch.chdir(tmp_path)
     x, y = RNG.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 2
-    made = tw.fit((x, y), out="run", model="nets:make", epochs=2, quiet=True)
+    made = tw.fit((x, y), folds=1, out="run", model="nets:make", epochs=2, quiet=True)
     assert tw.Run("run", "nets:make").predict(x).outputs.shape == (60, 2)
     with pytest.raises(tw.InputError, match="is 'nets:make', not 'other:make'"):
         tw.Run("run", "other:make").predict(x)
@@ -121,7 +121,7 @@ def test_a_model_by_the_name_of_a_function_runs_where_its_user_names_it(tmp_path
 
 def test_a_model_of_ones_own_must_be_given_for_its_weights(tmp_path):
     x, y = RNG.normal(size=(60, 3)).astype(np.float32), np.arange(60) % 2
-    made = tw.fit((x, y), out=tmp_path / "run", model=nn.Linear(3, 2), epochs=2, quiet=True)
+    made = tw.fit((x, y), folds=1, out=tmp_path / "run", model=nn.Linear(3, 2), epochs=2, quiet=True)
     expected = made.predict(x).outputs
     with pytest.raises(tw.InputError, match=r"model of yours; give it: Run\(path, model="):
         tw.Run(tmp_path / "run").predict(x)
@@ -151,7 +151,7 @@ def test_no_run_and_a_damaged_one_are_told_apart(run, tmp_path):
 
 
 def test_a_coloured_array_on_a_grey_model_is_seen_as_the_file_would_be(tmp_path):
-    digits = tw.fit("digits", out=tmp_path / "run", epochs=2, threads=1, quiet=True)
+    digits = tw.fit("digits", folds=1, out=tmp_path / "run", epochs=2, threads=1, quiet=True)
     picture = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "a.png")
     assert (digits.predict(picture[None]).outputs == digits.predict(tmp_path / "a.png").outputs).all()

@@ -2,12 +2,14 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from trainwell import progress
 from trainwell.data import store
 from trainwell.data.decode import decode
 from trainwell.data.folder import scan
@@ -220,6 +222,7 @@ def test_a_killed_build_leaves_nothing_behind_that_counts(tmp_path, cache, half_
 
 _BUSY = """
 import time
+from trainwell import progress
 from trainwell.data import store
 pool = store._processes(2)
 pool.submit(abs, 1).result()
@@ -241,6 +244,75 @@ def test_clearing_up_spares_what_another_process_is_building(tmp_path, cache, ha
     half_done.communicate(b"go on\n")
     assert half_done.returncode == 0
     assert len(list(cache.rglob("pixels.bin"))) == 2
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from trainwell import progress
+from trainwell.data import folder, store
+track = progress.track
+
+def told(items, *more):
+    for number, item in enumerate(track(items, *more)):
+        if number == int(sys.argv[2]):
+            print("there", flush=True)
+            sys.stdin.readline()
+        yield item
+
+progress.track = told
+root = Path(sys.argv[1])
+store.open_store(folder.scan(root)[0], root, 32, quiet=True)
+"""
+
+
+def _killed_at(points, tmp_path, cache):
+    root = photos(tmp_path / "photos", 600)  # decoded by processes
+    opened(root)
+    whole = next(cache.rglob("pixels.bin")).read_bytes()
+    for point in points:
+        shutil.rmtree(cache)
+        command = [sys.executable, "-c", _KILLED, str(root), str(point)]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout.readline() == b"there\n"
+        process.kill()
+        process.communicate(timeout=60)  # returns when the last process that holds the pipes is gone
+        assert len(list(cache.rglob(".*.partial"))) == 1
+        assert not list(cache.rglob("store"))
+        files, images, rows, _ = opened(root)
+        assert_right(root, files, images, rows)
+        assert [path.read_bytes() for path in cache.rglob("pixels.bin")] == [whole]
+        assert not list(cache.rglob(".*.partial"))
+
+
+def test_killed_while_processes_decode(tmp_path, cache):
+    _killed_at([300], tmp_path, cache)
+
+
+@pytest.mark.slow
+def test_killed_at_many_points_while_processes_decode(tmp_path, cache):
+    _killed_at([0, 1, 255, 256, 257, 511, 599], tmp_path, cache)
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_who_waits_for_another_process_is_told(quiet, tmp_path, cache, half_done, monkeypatch, capsys):
+    monkeypatch.setattr(store, "_PATIENCE", 0.1)
+    say = progress.say
+
+    def go_on(line=""):
+        say(line) if line else None
+        half_done.stdin.write(b"go on\n")
+        half_done.stdin.flush()
+
+    monkeypatch.setattr(progress, "say", go_on)
+    root = tmp_path / "photos"
+    if quiet:
+        threading.Timer(1.0, go_on).start()
+    stored = store.open_store(scan(root)[0], root, 32, quiet=quiet)
+    assert len(stored.images) == 100
+    assert half_done.wait(60) == 0
+    told = "another process is decoding the same images; waiting …\n"
+    assert capsys.readouterr().err == ("" if quiet else told)
 
 
 def test_the_cache_is_the_users_unless_told_otherwise(monkeypatch):
