@@ -70,7 +70,7 @@ def test_a_recipe_file_comes_before_the_flags(capsys, tmp_path):
 
 def test_the_recipe_of_a_run_makes_the_run_again(capsys, run, tmp_path):
     words = ["fit", "digits", "--out", tmp_path / "again", "--recipe-file", run.path / "recipe.toml", "--quiet"]
-    assert _main(capsys, *words)[0] == 0
+    assert _main(capsys, *words, "--folds", "1")[0] == 0
     again = tmp_path / "again" / "model.safetensors"
     assert again.read_bytes() == (run.path / "model.safetensors").read_bytes()
 
@@ -198,7 +198,7 @@ def test_no_space_left_is_one_line_and_code_2(tmp_path):
     """A limit on the size of files stands for a full disk; each lets the run come a little farther."""
     for kilobytes in (1, 60, 900):
         out = tmp_path / f"run-{kilobytes}"
-        words = f"{sys.executable} -m trainwell fit digits --out {out} --epochs 1 --threads 1 --quiet"
+        words = f"{sys.executable} -m trainwell fit digits --out {out} --epochs 1 --threads 1 --folds 1 --quiet"
         done = subprocess.run(["bash", "-c", f"ulimit -f {kilobytes}; {words}"], capture_output=True, text=True)
         assert done.returncode == 2
         assert done.stderr.startswith("trainwell: ")
