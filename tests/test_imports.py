@@ -56,6 +56,10 @@ PARTS = """
         optimizer.step()
         optimizer.zero_grad()
         stopping.update(loss.item(), at=step)
+    sampler = tw.data.KeyedSampler(40, labels=np.arange(40) % 2)
+    pixels = tw.data.Keyed([torch.zeros(2)] * 40)
+    loader = torch.utils.data.DataLoader(pixels, batch_size=8, sampler=sampler)
+    assert sum(len(batch) for batch in sampler.batches(loader)) == 40
     tw.models.MLP(4, 2)(torch.zeros(3, 4))
     try:
         import numba

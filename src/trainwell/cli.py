@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import functools
+import io
 import json
 import sys
 import warnings
@@ -204,6 +205,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command line; leaves with 0, 1 (training diverged), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_, **__: f"trainwell: {message}\n"
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding, or not in the terminal's
     try:
         _parsed(words)()
         if sys.stdout is not None:

@@ -93,7 +93,7 @@ def seed_everything(*where: int | str) -> None:
     """
     place = key(*where)
     torch.manual_seed(place & 0x7FFF_FFFF_FFFF_FFFF)
-    np.random.seed(place & 0xFFFF_FFFF)
+    np.random.seed(place >> 32)  # the other half: from the same word both draw the same
     _python_random.seed(place)
 
 

@@ -27,7 +27,7 @@ from trainwell import progress, random
 from trainwell.data.images import Images
 
 _MOST = 100_000  # images; above, comparing all with all would take minutes
-_SMALLEST = 16  # pixels of the short side; below, different pictures look alike
+_SMALLEST = 12  # pixels of the short side; below, different pictures look alike
 _SIDE, _HALF, _LOW = 32, 16, 8  # the grey pictures, those that are laid on each other, and the frequencies
 _STEP = 64  # of the grey pictures: what is stored of one grey level
 _SCALE = 2048.0  # of a descriptor of length 1
@@ -65,7 +65,7 @@ def find(images: Images, quiet: bool = False) -> Duplicates:
     A near-duplicate may be compressed (JPEG quality 30 and up), resized, grey, somewhat brighter or of more contrast,
     blurred, noisy, cropped by up to 5 % at each edge, mirrored, or bear a small mark. Not found are rotated pictures
     and large crops. An image that looks at a glance like more than 2 % of the others (as X-rays, letters, or one shape
-    on plain ground do) has as near-duplicates only copies of the same tone and frame. Of images below 16 pixels, of
+    on plain ground do) has as near-duplicates only copies of the same tone and frame. Of images below 12 pixels, of
     those without structure, and of more than 100,000 images only equal ones are found.
 
     The answer depends on the images only, not on the number of threads.
@@ -175,7 +175,7 @@ def _near(grey: Greys, quiet: bool) -> tuple[Rows, npt.NDArray[np.bool_]]:
     whole = np.rint(cosines * _SCALE).astype(np.float32)
     even, odd = (np.ascontiguousarray(whole[:, mask]) for mask in (~_ODD, _ODD))
     common = _common(even, odd)
-    most = 10 * count + 20_000
+    most = 20 * count + 20_000
     pairs = _blind_to_crops(grey, cosines, _candidates(even, odd, common, most, quiet), most)
     for side in (_HALF, _SIDE):
         scores = _in_threads(functools.partial(_scores, grey, side), pairs, "comparing possible duplicates", quiet)

@@ -83,7 +83,7 @@ def load(
         >>> load("digits").sizes
         {'train': 1257, 'val': 270, 'test': 270}
         >>> load("digits", folds=5, fold=1).sizes
-        {'train': 1221, 'val': 216, 'test': 360}
+        {'train': 1222, 'val': 216, 'test': 359}
     """
     if isinstance(source, Data):
         return source

@@ -35,8 +35,8 @@ def balanced_weights(targets: npt.NDArray[Any], task: str) -> npt.NDArray[np.flo
         targets: int64 classes `(n,)`, each at least once; or 0 and 1, shape `(n, labels)`.
         task: "classification" or "multilabel".
 
-    >>> balanced_weights(np.array([0, 0, 0, 1]), "classification").round(3).tolist()
-    [0.667, 2.0]
+    >>> balanced_weights(np.array([0, 1, 1, 1, 1]), "classification").tolist()
+    [2.5, 0.625]
     """
     if task == "classification":
         balanced: npt.NDArray[np.float64] = len(targets) / (targets.max() + 1) / np.bincount(targets)
