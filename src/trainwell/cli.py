@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     warnings.formatwarning = lambda message, *_, **__: f"trainwell: {message}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may be in no encoding, or not in the terminal's
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal may lack a letter of a file's name
     try:
         _parsed(words)()
         if sys.stdout is not None:

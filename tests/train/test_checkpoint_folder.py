@@ -139,7 +139,7 @@ Pair = namedtuple("Pair", "a b")
         {"a": 1}.keys(),
         1j,
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_would_have_to_be_pickled_is_refused_by_name_and_nothing_is_written(value, tmp_path):
     with pytest.raises(InputError, match=r"cannot hold model\.layer\[0\], of type ") as error:

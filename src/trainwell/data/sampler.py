@@ -50,7 +50,8 @@ class KeyedSampler(Sampler[Place]):
         labels: the class of each sample, shape `(len(data),)`; with them every class is equally often in an epoch
             (see `trainwell.data.order.balanced`).
         num_replicas: how many processes share an epoch; by default as many as `torch.distributed` has, else 1.
-        rank: which of them this one is.
+        rank: which of them this one is. Where something else shares the samples out, as Accelerate and the Hugging
+            Face Trainer do, `num_replicas=1, rank=0`; in Lightning say `use_distributed_sampler=False`.
         uneven: what is done with samples that cannot be shared evenly: "drop" leaves them out of this epoch (none
             is seen twice), "pad" gives samples of the order's start again, as `DistributedSampler` does, "keep"
             lets some replicas have one more (to evaluate: each sample exactly once).
@@ -121,8 +122,14 @@ class KeyedSampler(Sampler[Place]):
         epoch = self.epoch  # workers fetch ahead: what is asked for now is of this epoch
         return (Place(row, epoch) for row in self._rows(epoch, self.taken).tolist())
 
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Goes to an epoch, to where `start` of its samples were taken by all replicas together."""
+    def set_epoch(self, epoch: int, start: int | None = None) -> None:
+        """Goes to an epoch, to where `start` of its samples were taken by all replicas together.
+
+        Without `start` that is its beginning, or, if it is the current epoch already, where it stands: frameworks call
+        this at the start of an epoch, be it one that goes on.
+        """
+        if start is None:
+            start = self.taken if epoch == self.epoch else 0
         if epoch < 0 or start < 0:
             raise InputError(f"epochs and samples count from 0; there is no epoch {epoch}, start {start}")
         self.epoch, self.taken = int(epoch), int(start)
