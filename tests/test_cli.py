@@ -1,17 +1,22 @@
 """The command line, as a person at a shell meets it."""
 
 import csv
+import functools
 import io
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 import trainwell as tw
+from faults import in_child
 from trainwell.cli import main
 
 QUICK = ["--threads", "1", "--batch-size", "64", "--folds", "1"]
@@ -197,13 +202,28 @@ def test_seconds_between_saves_change_nothing(tmp_path, capsys):
 def test_no_space_left_is_one_line_and_code_2(tmp_path):
     """A limit on the size of files stands for a full disk; each lets the run come a little farther."""
     for kilobytes in (1, 60, 900):
-        out = tmp_path / f"run-{kilobytes}"
-        words = f"{sys.executable} -m trainwell fit digits --out {out} --epochs 1 --threads 1 --folds 1 --quiet"
-        done = subprocess.run(["bash", "-c", f"ulimit -f {kilobytes}; {words}"], capture_output=True, text=True)
-        assert done.returncode == 2
-        assert done.stderr.startswith("trainwell: ")
-        assert "File too large" in done.stderr
-        assert done.stderr.count("\n") == 1
+        out, limit = tmp_path / f"run-{kilobytes}", (kilobytes * 1024,) * 2
+        words = ["fit", "digits", "--out", str(out), "--epochs", "1", "--threads", "1", "--folds", "1", "--quiet"]
+        done = in_child(
+            functools.partial(main, words),
+            prepare=functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, limit),
+        )
+        assert done.code == 2
+        assert done.err.startswith("trainwell: ")
+        assert "File too large" in done.err
+        assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "json"])
+def test_a_name_with_a_letter_that_the_terminal_lacks(form, run, images):
+    odd = shutil.copy(images / "0.png", images / "bär.png")
+    done = in_child(
+        functools.partial(main, ["predict", str(run.path), str(odd), "--format", form]),
+        prepare=lambda: sys.stdout.reconfigure(encoding="ascii"),
+    )
+    Path(odd).unlink()
+    assert (done.code, done.err) == (0, "")
+    assert "b\\xe4r.png" in done.out
 
 
 def test_a_dry_run_that_diverges_says_so(capsys):

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import trainwell as tw
+from faults import import_all
 from trainwell.train.loop import Trainer
 
 Y = np.arange(60) % 3
@@ -41,6 +42,7 @@ def _go(out: Path, recipe: dict[str, object]) -> None:
 
 def _child(out: Path, recipe: dict[str, object], die_at: int) -> int:
     """Runs or resumes in a forked child that dies at its n-th file operation (0: never); returns its exit code."""
+    import_all()
     pid = os.fork()
     if pid == 0:
         seen = 0

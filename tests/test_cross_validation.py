@@ -127,7 +127,9 @@ def test_groups_widen_the_interval_and_stay_together(tmp_path):
     assert sum(len(set(groups[own])) for own in rows) == 10
 
 
-@pytest.mark.parametrize(("task", "y"), [("regression", X[:, 0] * 2), ("multilabel", np.stack([Y > 0, Y > 1], 1) * 1.0)])
+@pytest.mark.parametrize(
+    ("task", "y"), [("regression", X[:, 0] * 2), ("multilabel", np.stack([Y > 0, Y > 1], axis=1) * 1.0)]
+)
 def test_other_tasks(task, y, tmp_path):
     run = tw.fit((X, y), out=tmp_path / "run", folds=3, **QUICK)
     assert run.info["task"] == task

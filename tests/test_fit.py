@@ -401,7 +401,8 @@ def test_a_start_does_not_take_another_tools_checkpoints(tmp_path):
 def test_the_written_command_makes_the_run_again(tmp_path):
     made = tw.fit("digits", out=tmp_path / "my run", val=0.3, split_seed=4, restore_best=False, **QUICK)
     assert made.info["command"] == (
-        "trainwell fit digits --val 0.3 --split-seed 4 --folds 1 --epochs 3 --batch-size 32 --no-restore-best --threads 1"
+        "trainwell fit digits --val 0.3 --split-seed 4 --folds 1 --epochs 3 --batch-size 32 --no-restore-best "
+        "--threads 1"
     )
     own = tw.fit((X, Y), out=tmp_path / "own", loss=nn.CrossEntropyLoss(), **QUICK)
     assert own.info["command"].startswith("tw.fit(data, loss=loss, folds=1, epochs=3")

@@ -24,7 +24,8 @@ def told(self):
     print("step", flush=True)
 
 Trainer.train_step = told
-tw.fit("digits", folds=1, out=sys.argv[1], resume=True, quiet=True, save_seconds=0.05, epochs=6, threads=1, drop_rate=0.2)
+tw.fit("digits", out=sys.argv[1], resume=True, quiet=True, save_seconds=0.05, folds=1, epochs=6, threads=1,
+       drop_rate=0.2)
 """
 
 

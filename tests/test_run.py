@@ -34,8 +34,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    return tw.fit(folder, folds=1, out=tmp_path_factory.mktemp("runs") / "colours", model="resnet8", img_size=24, epochs=8,
-                  batch_size=16, threads=1, quiet=True)  # fmt: skip
+    return tw.fit(folder, out=tmp_path_factory.mktemp("runs") / "colours", model="resnet8", img_size=24, epochs=8,
+                  folds=1, batch_size=16, threads=1, quiet=True)  # fmt: skip
 
 
 def test_it_learns_and_says_what_it_left_out(run):

@@ -249,9 +249,7 @@ class Run:
         if not outputs:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
             raise InputError(f"no image could be read{' (' + reasons + ')' if reasons else ''}")
-        return Predictions(
-            tuple(names), np.concatenate(outputs), self.classes, tuple(skipped), self.info["task"]
-        )
+        return Predictions(tuple(names), np.concatenate(outputs), self.classes, tuple(skipped), self.info["task"])
 
     def _outputs(self, samples: Images | npt.NDArray[np.float32], batch_size: int) -> npt.NDArray[np.float32]:
         about = self.info["model"]

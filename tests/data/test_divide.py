@@ -76,7 +76,8 @@ def test_what_cannot_be_divided(source, options, words):
     ],
 )
 def test_how_many_folds_are_usual(source, count):
-    options = dict.fromkeys(("group_by", "images", "file_column", "label_column", "label_separator", "task", "short_side"))
+    unsaid = ("group_by", "images", "file_column", "label_column", "label_separator", "task", "short_side")
+    options = dict.fromkeys(unsaid)
     samples, _ = read(source, options | {"folds": 1}, quiet=True)
     assert usual_folds(samples) == count
 

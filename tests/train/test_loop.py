@@ -146,8 +146,9 @@ def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
     planted = iter([0.1, 0.9, 0.5, 0.4] + [0.0] * 2_000)
     seen = []
     run = tw.fit(
-        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, val=50, test=50, batch_size=50, epochs=4,
-        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
+        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, val=50, test=50, batch_size=50,
+        epochs=4, metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted",
+        monitor_mode="max",
         on_epoch_end=lambda trainer, row: seen.append(trainer.model.weight.detach().clone()),
     )  # fmt: skip
     assert run.result["best_epoch"] == 2
@@ -159,8 +160,9 @@ def test_the_kept_weights_are_those_of_the_best_epoch(tmp_path):
 def test_a_stopped_run_says_why(tmp_path):
     planted = iter([0.5, 0.4, 0.3] + [0.0] * 2_000)
     run = tw.fit(
-        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, batch_size=50, epochs=9, patience=2,
-        metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted", monitor_mode="max",
+        (X[:300], Y[:300]), folds=1, out=tmp_path / "run", model=Linear(), quiet=True, batch_size=50, epochs=9,
+        patience=2, metrics={"planted": lambda outputs, targets: next(planted)}, monitor="val_planted",
+        monitor_mode="max",
     )  # fmt: skip
     assert run.result["stop_reason"] == "no gain in val_planted for 2 epochs"
     assert (run.result["epochs"], run.result["best_epoch"]) == (3, 1)
