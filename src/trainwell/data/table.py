@@ -49,7 +49,7 @@ class Listed(NamedTuple):
     files: list[File]
     targets: npt.NDArray[Any]
     labels: tuple[str, ...]
-    parts: npt.NDArray[np.str_]
+    parts: npt.NDArray[Any]
     groups: list[str] | None
     skipped: list[Skipped]
     notices: list[Notice]
