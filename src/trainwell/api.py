@@ -253,7 +253,8 @@ def sentence(result: dict[str, Any]) -> str:
     how = f", each by one of {len(folds)} models that had not seen it" if folds else " never seen"
     if "test_accuracy" not in result:
         figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
-        return f"test loss {figure} on {size:,} samples{how}"
+        right = f"; all labels right on {result['exact_match']:.1%}" if "exact_match" in result else ""
+        return f"test loss {figure} on {size:,} samples{how}{right}"
     beside = ""
     if "indistinguishable" in result:
         worst, best = result["indistinguishable"]

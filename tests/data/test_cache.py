@@ -49,7 +49,7 @@ def test_each_folder_is_listed_with_its_size_and_source_the_largest_first(tmp_pa
     assert found[0].bytes >= 9 * 20 * 20 * 3
     assert all(abs(entry.used - time.time()) < 600 for entry in found)
     lines = cache.describe(found).splitlines()
-    assert lines[0] == f"{home}: 0.00 GB"
+    assert lines[0] == f"{home}: 0.0 MB"
     assert "9 images" in lines[1]
     assert lines[1].endswith(str(tmp_path / "many"))
 
@@ -64,7 +64,7 @@ def test_cleared_images_are_decoded_anew(tmp_path, home):
     if os.name != "nt":  # there a mapped file stays, and is named
         assert before.images[0].shape == (20, 20, 3)
     assert np.array_equal(opened(tmp_path / "photos").images.pixels, before.images.pixels)
-    assert cache.describe_cleared(cleared) == f"0.00 GB freed in {home}"
+    assert cache.describe_cleared(cleared) == f"0.0 MB freed in {home}"
 
 
 def test_what_was_used_lately_can_be_spared(tmp_path, home):

@@ -142,6 +142,17 @@ def test_copies_across_the_parts_of_a_folder_are_told(tmp_path):
     assert told.paths == ("test/cat/1.png", "test/dog/0.png")
 
 
+def test_copies_of_copies_across_the_parts_are_told(tmp_path):
+    _photos(tmp_path / "train")
+    for path in ("test/dog/z.png", "val/dog/y.png", "train/dog/zz.png"):
+        _picture(tmp_path / path, 99)
+    for part in ("test", "val"):
+        _picture(tmp_path / part / "cat/other.png", 1_000 + len(part))
+    data = tw.load(tmp_path)
+    told = {notice.paths for notice in data.notices if notice.kind == "across"}
+    assert told == {("test/dog/z.png",), ("val/dog/y.png",)}
+
+
 def test_equal_images_in_two_classes_are_told(tmp_path):
     _photos(tmp_path)
     _picture(tmp_path / "cat/again.png", 0)

@@ -241,8 +241,8 @@ def test_what_cannot_be_compared_is_refused(accuracy, n, level):
         indistinguishable(accuracy, n, level)
 
 
-# How often intervals hold the true value; bench/coverage.py has more of it. The seeds are fixed, and what is allowed
-# besides two points is 4.5 standard errors of the simulation.
+# How often intervals hold the true value; bench/interval_coverage.py has more of it. The seeds are fixed, and what is
+# allowed besides two points is 4.5 standard errors of the simulation.
 def assert_covers(hits, least=0.93, most=0.97):
     slack = 4.5 * math.sqrt(0.05 * 0.95 / len(hits))
     assert least - slack <= np.mean(hits) <= most + slack

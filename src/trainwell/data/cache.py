@@ -101,17 +101,17 @@ def clear(older_than_days: float = 0.0) -> Cleared:
 
 def describe(found: list[Entry]) -> str:
     """Returns what to print about the cache: one line an entry, and the sum."""
-    lines = [f"{cache_folder()}: {_gigabytes(sum(entry.bytes for entry in found))}"]
+    lines = [f"{cache_folder()}: {_in_words(sum(entry.bytes for entry in found))}"]
     for entry in found:
         images = "unfinished" if entry.images is None else f"{entry.images:,} images"
         day = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
-        lines.append(f"{_gigabytes(entry.bytes):>12}  {images:>18}  {day}  {entry.source or entry.path.name}")
+        lines.append(f"{_in_words(entry.bytes):>12}  {images:>18}  {day}  {entry.source or entry.path.name}")
     return "\n".join(lines)
 
 
 def describe_cleared(cleared: Cleared) -> str:
     """Returns what to print after the cache was cleared."""
-    lines = [f"{_gigabytes(cleared.bytes)} freed in {cache_folder()}"]
+    lines = [f"{_in_words(cleared.bytes)} freed in {cache_folder()}"]
     lines += [f"kept {entry.source or entry.path.name}: {reason}" for entry, reason in cleared.kept]
     return "\n".join(lines)
 
@@ -143,5 +143,5 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
+def _in_words(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"

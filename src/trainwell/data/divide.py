@@ -122,43 +122,32 @@ def _together(samples: Samples) -> Rows | None:
 
 def _across(samples: Samples, rows: dict[str, Rows]) -> tuple[Notice, ...]:
     """Tells of samples in validation or test that training holds too, which a source's own parts may do."""
-    part_of = np.full(len(samples.targets), -1)
-    for place, part in enumerate(("train", "val", "test")):
-        part_of[rows[part]] = place
+    from trainwell.data.duplicates import clusters
+
     notices = []
-    for kind, pairs in (("across", samples.twins), ("groups", _group_pairs(samples, part_of))):
-        if pairs is None or not len(pairs):
+    twins = None if samples.twins is None else clusters(len(samples.targets), samples.twins)
+    for kind, what, cluster_of in (
+        ("across", "show the same as training samples, or nearly", twins),
+        ("groups", "are of groups in training", samples.groups),
+    ):
+        if cluster_of is None:
             continue
-        sides = np.sort(part_of[pairs], axis=1)
-        crossing = (sides[:, 0] == 0) & (sides[:, 1] > 0)
-        for place, part in ((1, "validation"), (2, "test")):
-            found = pairs[crossing & (sides[:, 1] == place)]
-            if not len(found):
+        for part, name in (("val", "validation"), ("test", "test")):
+            shared = rows[part][np.isin(cluster_of[rows[part]], cluster_of[rows["train"]])]
+            if not len(shared):
                 continue
-            those = np.unique(found[part_of[found] == place])
-            names = [samples.names[row] if samples.names else f"sample {row}" for row in found[0]]
-            what = "show the same as training samples, or nearly" if kind == "across" else "are of groups in training"
-            notices.append(
-                Notice(
-                    kind,
-                    f"{len(those)} of {len(rows['val' if place == 1 else 'test'])} {part} samples {what} "
-                    f"({names[0]} and {names[1]}): the {part} figures look better than they are",
-                    tuple(samples.names[row] if samples.names else f"sample {row}" for row in those),
-                )
+            names = [_name(samples, row) for row in shared]
+            twin = rows["train"][np.argmax(cluster_of[rows["train"]] == cluster_of[shared[0]])]
+            text = (
+                f"{len(shared)} of {len(rows[part])} {name} samples {what} ({names[0]} and "
+                f"{_name(samples, twin)}): the {name} figures look better than they are"
             )
+            notices.append(Notice(kind, text, tuple(names)))
     return tuple(notices)
 
 
-def _group_pairs(samples: Samples, part_of: npt.NDArray[Any]) -> Rows | None:
-    """Returns each row outside training with a training row of its group, if there is one."""
-    if samples.groups is None:
-        return None
-    train = np.flatnonzero(part_of == 0)
-    groups, first = np.unique(samples.groups[train], return_index=True)
-    others = np.flatnonzero(part_of > 0)
-    place = np.minimum(np.searchsorted(groups, samples.groups[others]), len(groups) - 1)
-    shared = groups[place] == samples.groups[others]
-    return np.stack([train[first[place[shared]]], others[shared]], axis=1)
+def _name(samples: Samples, row: int) -> str:
+    return samples.names[row] if samples.names else f"sample {row}"
 
 
 def _fingerprint(samples: Samples, rows: dict[str, Rows]) -> str:

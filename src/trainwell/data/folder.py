@@ -18,7 +18,10 @@ EXTENSIONS = (
 # fmt: on
 """Names that end so (in any case) are taken for images; whether they are is seen when they are decoded."""
 
-LAYOUT = "expected is one folder a class, as in photos/cat/1.jpg, or those inside of train/, val/ and test/"
+LAYOUT = (
+    "expected is one folder a class, as in photos/cat/1.jpg, or those inside of train/, val/ and test/; or a table of "
+    "files and labels (.csv)"
+)
 
 # fmt: off
 PARTS = {

@@ -174,8 +174,8 @@ def accuracy_interval(
     what could be: `(f d + D / 2) / (f + 1 / 2)`, where `f` is the number of groups with a mistake (or with a right
     answer, if those are fewer). If all are right, an interval rests on the number of groups alone.
 
-    In simulations (`bench/coverage.py`) such intervals held the true value in 94 to 98 % of all cases with 30 groups or
-    more, in 97 to nearly 100 % with 10: with few groups they are rather too long than too short.
+    In simulations (`bench/interval_coverage.py`) such intervals held the true value in 94 to 98 % of all cases with 30
+    groups or more, in 97 to nearly 100 % with 10: with few groups they are rather too long than too short.
 
     Args:
         right: Whether each sample was classified correctly, shape `(n,)`.

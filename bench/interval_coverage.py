@@ -1,6 +1,6 @@
 """How often our 95 % intervals hold what they are about, in simulation; the bar is 95 ± 2 %.
 
-    python bench/coverage.py --csv docs/evidence/coverage.csv > docs/evidence/coverage.txt
+    python bench/interval_coverage.py --csv docs/evidence/coverage.csv > docs/evidence/coverage.txt
 
 What can be summed over all outcomes is exact, the rest has the Monte Carlo error that is printed (two standard errors).
 Everything depends on `--seed` alone. Takes a quarter of an hour on one thread; `--replicates 50` shows that it runs.
