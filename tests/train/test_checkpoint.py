@@ -1,4 +1,5 @@
 import copy
+import functools
 import itertools
 import math
 import os
@@ -482,27 +483,45 @@ def test_a_signal_after_the_last_save_still_ends_the_block_and_outside_of_it_not
         raise KeyError
 
 
+def _in_child(act):
+    """Does something in a forked child, whose lock on a folder ends with it; returns its exit code."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            act()
+            code = 0
+        finally:  # never back into the tests
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
 def test_a_killed_save_leaves_the_one_before(tmp_path):
     model = Net()
-    Checkpoint(tmp_path, model=model).save(step=1)
-    for dies_at in range(1, 12):
-        pid = os.fork()
-        if pid == 0:
-            seen = itertools.count(1)
+    assert _in_child(Checkpoint(tmp_path, model=model).save) == 0
 
-            def hook(event, arguments, seen=seen, dies_at=dies_at):
-                if event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove") and next(seen) == dies_at:
-                    os._exit(9)
+    def die(at):
+        seen = itertools.count(1)
 
-            other = copy.deepcopy(model)
-            checkpoint = Checkpoint(tmp_path, model=other)
-            nn.init.zeros_(other.first.weight)
-            sys.addaudithook(hook)
-            checkpoint.save(step=2)
-            os._exit(0)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0:
-            break
+        def hook(event, arguments):
+            if event in ("open", "os.rename", "os.mkdir", "os.rmdir", "os.remove") and next(seen) == at:
+                os._exit(9)
+
+        other = copy.deepcopy(model)
+        checkpoint = Checkpoint(tmp_path, model=other)
+        nn.init.zeros_(other.first.weight)
+        sys.addaudithook(hook)
+        checkpoint.save(step=2)
+
+    steps = set()
+    for dies_at in itertools.count(1):
+        code = _in_child(functools.partial(die, dies_at))
         again = Net()
-        step = Checkpoint(tmp_path, model=again).load()["step"]
+        step = Checkpoint(tmp_path, model=again).load().get("step", 1)
         assert step == (2 if bool((again.first.weight == 0).all()) else 1)
+        steps.add(step)
+        if code == 0:
+            break
+        assert code == 9
+    assert steps == {1, 2}
     assert dies_at > 6
