@@ -14,7 +14,7 @@ import torch
 from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide
 from trainwell.errors import InputError
-from trainwell.files import remove
+from trainwell.files import remove, remove_partials
 from trainwell.train.display import Display, duration
 from trainwell.train.folder import describe, new_run
 from trainwell.train.loop import Trainer
@@ -59,6 +59,7 @@ def train_folds(
 
 
 def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: Callable[[Trainer], object]) -> None:
+    remove_partials(own)
     with prepared(part, final.recipe, custom) as trainer:
         if (own / "run.json").exists():
             trainer.keep_in(own)
