@@ -1,26 +1,21 @@
-import contextlib
-import importlib
 import itertools
 import multiprocessing
 import os
 import pickle
 import random as python_random
-import signal
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import distributed, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, TensorDataset
 
+from ranks import train
 from trainwell import random
 from trainwell.data import KeyedSampler
 from trainwell.data.sampler import Place
 from trainwell.errors import InputError
-from trainwell.train import Checkpoint
 
 SIZES, REPLICAS = st.integers(0, 40), st.integers(1, 5)
 
@@ -271,50 +266,14 @@ def test_loaders_that_take_their_samples_from_elsewhere_are_refused():
 # ---------------------------------------------------------------------- several processes
 
 
-def _train(folder, meeting, rank, ranks, stop, said):
-    """Trains on two ranks with DDP, or on one without; after so many steps, if any, the last is told to stop."""
-    torch.manual_seed(0)
-    x = torch.randn(22, 3)
-    data = TensorDataset(torch.arange(22), x, x.sum(1, keepdim=True))
-    sampler = KeyedSampler(data)  # made before there are ranks
-    bare = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.2), nn.Linear(4, 1))
-    torch.manual_seed(10 + rank)
-    if ranks > 1:
-        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
-        model = nn.parallel.DistributedDataParallel(bare)
-    else:
-        model = bare
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    loader = DataLoader(data, 4 // ranks, sampler=sampler)
-    checkpoint = Checkpoint(folder, model=model, optimizer=optimizer, sampler=sampler)
-    with warnings.catch_warnings(record=True) as warned:
-        step, rows_of = checkpoint.load().get("step", 0), {}
-    with contextlib.suppress(KeyboardInterrupt), checkpoint:
-        for _ in sampler.epochs(2):
-            for rows, inputs, targets in sampler.batches(loader):
-                optimizer.zero_grad()
-                nn.functional.mse_loss(model(inputs), targets).backward()
-                optimizer.step()
-                step += 1
-                rows_of[step] = rows.tolist()
-                if step == stop and rank == ranks - 1:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                if step == stop:
-                    checkpoint.every(0, step=step)
-    weights = [value for parameter in bare.parameters() for value in parameter.flatten().tolist()]
-    said.put((rank, rows_of, [str(warning.message) for warning in warned], torch.rand(()).item(), weights))
-    if ranks > 1:
-        distributed.destroy_process_group()
-
-
 def _ranks(folder, ranks, stop=0):
     """Trains with so many processes; returns the samples of each step, and the ranks' noise, weights and warnings."""
-    importlib.import_module("torch._dynamo")  # which optimizers import, at length; here once for all processes
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")  # a fork of this process, which has threads, could hang
+    context.set_forkserver_preload(["torch", "torch._dynamo", "trainwell.data.sampler", "trainwell.train.checkpoint"])
     said = context.Queue()
     meeting = folder.parent / f"meeting-{os.urandom(4).hex()}"
     processes = [
-        context.Process(target=_train, args=(folder, meeting, rank, ranks, stop, said)) for rank in range(ranks)
+        context.Process(target=train, args=(folder, meeting, rank, ranks, stop, said)) for rank in range(ranks)
     ]
     for process in processes:
         process.start()

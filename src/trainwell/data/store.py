@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
@@ -248,7 +249,9 @@ def _decoded(files: list[File], root: Path, short_side: int | None) -> Generator
     waiting: deque[Future[list[_Decoded]]] = deque()
     try:
         for chunk in _chunks(files, 4 if few else _CHUNK_FILES):
-            waiting.append(pool.submit(decode_many, [str(root / file.path) for file in chunk], short_side))
+            paths = [str(root / file.path) for file in chunk]
+            with _interrupts_held():
+                waiting.append(pool.submit(decode_many, paths, short_side))
             if len(waiting) > 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
@@ -261,6 +264,19 @@ def _decoded(files: list[File], root: Path, short_side: int | None) -> Generator
         for task in waiting:
             task.cancel()
         pool.shutdown(wait=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Holds Ctrl-C back for a moment; processes that are started meanwhile never get it, not even as they begin."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _threads(workers: int) -> Executor:
