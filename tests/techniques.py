@@ -31,9 +31,19 @@ TECHNIQUES = [
     Technique("a model by its name", {"drop_rate": 0.2}, model=lambda: "resnet8"),
     Technique("sgd", {"optimizer": "sgd", "lr": 0.05}),
     Technique("adam", {"optimizer": "adam"}),
+    Technique("nadam", {"optimizer": "nadam"}),
+    Technique("radam", {"optimizer": "radam", "lr": 0.02}),
+    Technique("adamax", {"optimizer": "adamax"}),
+    Technique("lion", {"optimizer": "lion", "lr": 2e-3}),
     Technique("rmsprop", {"optimizer": "rmsprop"}),
     Technique("adagrad", {"optimizer": "adagrad"}),
     Technique("constant rate", {"schedule": "constant", "warmup": 0.0}),
+    *[
+        Technique(f"{name} schedule", {"schedule": name, "lr": 1e-2})
+        for name in ("linear", "step", "exponential", "inverse_time", "restarts", "triangular", "one_cycle", "wsd")
+    ],
+    Technique("plateau schedule", {"schedule": "plateau", "lr": 3e-3}),
+    Technique("a schedule written out", {"schedule": "warmup(piecewise(3e-3, {8: 0.1}), steps=2)"}),
     Technique("label smoothing", {"label_smoothing": 0.1}),
     Technique("class weights", {"class_weight": "balanced"}),
     Technique("balanced sampling", {"sampling": "balanced"}),

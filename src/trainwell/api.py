@@ -13,6 +13,7 @@ from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide, usual_folds
 from trainwell.data.sources import load, read
 from trainwell.errors import InputError, nearest
+from trainwell.optim.lr_range import RangeTest, check_range
 from trainwell.run import Run
 from trainwell.train import hardware, losses
 from trainwell.train.cross_validation import pooled, train_folds
@@ -22,6 +23,7 @@ from trainwell.train.folder import at_work_in, describe, how_to_resume, new_run,
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
+from trainwell.train.lr_range import range_test
 from trainwell.train.prepare import Custom, prepared, tell
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import keep_best, on_test_part, write_result
@@ -176,6 +178,75 @@ def dry_run(
         with prepared(data, given, Custom(model, loss), display) as trainer:
             display.say("learning one batch by heart …")
             return learn_one_batch(trainer, len(data.classes))
+
+
+def lr_range(
+    source: Any,
+    *,
+    out: Path | str | None = None,
+    recipe: Recipe | Path | str | None = None,
+    model: nn.Module | str | None = None,
+    loss: losses.Loss | None = None,
+    folds: int | None = None,
+    low: float = 1e-7,
+    high: float = 10.0,
+    sweep_steps: int = 100,
+    trial_steps: int = 100,
+    quiet: bool = False,
+    **options: Any,
+) -> RangeTest:
+    """Looks for the learning rate for `fit`, whose other arguments it takes; a model that is given is left as it is.
+
+    Args:
+        source: as in `fit`.
+        out: an HTML file for the picture; by default none is written.
+        recipe: as in `fit`; its own rate and schedule play no part.
+        model: as in `fit`.
+        loss: as in `fit`.
+        folds: as in `fit`.
+        low: the first rate of the sweep.
+        high: its last.
+        sweep_steps: how many steps it has.
+        trial_steps: how many steps each trial has; 0 for no trials.
+        quiet: show nothing.
+        **options: as in `fit`.
+
+    Returns:
+        The test; its `suggestion` is the rate. See `trainwell.optim.lr_range`.
+
+    Raises:
+        InputError: something given cannot be used; the message says what to do.
+    """
+    if isinstance(model, str):
+        options["model"], model = model, None
+    given, loading = _told_apart(recipe, options)
+    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
+    asked |= {} if folds is None else {"folds": folds}
+    check_range(low, high, sweep_steps, trial_steps)
+    picture = Path(out) if out is not None else None
+    if picture is not None:
+        _refuse_as_picture(picture)
+    with explained(work := Work(None)), Display(quiet) as display:
+        _, data = _read(source, asked, folds, quiet)
+        work.doing, work.recipe = "looking for a learning rate", given
+        tell(data, display)
+        with prepared(data, dataclasses.replace(given, minutes=None), Custom(model, loss), display) as trainer:
+            display.end_of_training()
+            found = range_test(trainer, low=low, high=high, steps=sweep_steps, trial_steps=trial_steps, quiet=quiet)
+    if picture is not None:
+        found.save(picture)
+    return found
+
+
+def _refuse_as_picture(path: Path) -> None:
+    """Refuses a path at which a run or something else lies that no picture may replace."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"{path} must end in .html, as the picture is a page; choose another --out")
+    if (path.parent / "run.json").exists():
+        raise InputError(f"{path.parent} holds a run, in which the picture has no place; choose another --out")
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is in no folder that exists"
+        raise InputError(f"{path} {what}; choose another --out")
 
 
 def _read(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) -> tuple[Samples | None, Data]:

@@ -1,4 +1,4 @@
-"""The command line: `trainwell fit`, `predict`, `report`, `cache`."""
+"""The command line: `trainwell fit`, `lr-range`, `predict`, `report`, `cache`."""
 
 import csv
 import dataclasses
@@ -22,29 +22,12 @@ from trainwell.train.recipe import Recipe
 if TYPE_CHECKING:
     from trainwell.run import Predictions
 
+_GIVE_DATA = 'give a folder of class folders, a table, an .npz file, or "digits": trainwell {} photos/'
+
 
 @dataclass
-class Fit:
-    """Train a model on images, a table of them, an .npz file, or "digits"; keep the model, its history and a report."""
-
-    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
-    """a folder of class folders (or with train/, val/, test/ in it), a .csv or .jsonl of files and labels, an .npz
-    file, or digits"""
-
-    out: Path | None = None
-    """the folder of the run; by default a new one below runs/"""
-
-    resume: bool = False
-    """go on with the run in --out, to the same bits as if it had not been interrupted"""
-
-    overwrite: bool = False
-    """remove the run in --out first"""
-
-    dry_run: bool = False
-    """build everything, learn one batch by heart, check the first loss, and keep nothing"""
-
-    recipe_file: Path | None = None
-    """a TOML file with fields of the recipe, which flags override"""
+class Loading:
+    """What to load, and how to divide it."""
 
     val: float = 0.15
     """fraction (below 1) or number of samples to choose on, where the source has no val/"""
@@ -83,6 +66,36 @@ class Fit:
     strict: bool = False
     """refuse a folder with files that cannot be read"""
 
+    def options(self) -> dict[str, Any]:
+        """Returns the options as `trainwell.fit` takes them."""
+        return vars(self) | {"val": _size(self.val), "test": _size(self.test)}
+
+
+@dataclass
+class Fit:
+    """Train a model on images, a table of them, an .npz file, or "digits"; keep the model, its history and a report."""
+
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
+    """a folder of class folders (or with train/, val/, test/ in it), a .csv or .jsonl of files and labels, an .npz
+    file, or digits"""
+
+    out: Path | None = None
+    """the folder of the run; by default a new one below runs/"""
+
+    resume: bool = False
+    """go on with the run in --out, to the same bits as if it had not been interrupted"""
+
+    overwrite: bool = False
+    """remove the run in --out first"""
+
+    dry_run: bool = False
+    """build everything, learn one batch by heart, check the first loss, and keep nothing"""
+
+    recipe_file: Path | None = None
+    """a TOML file with fields of the recipe, which flags override"""
+
+    data: Annotated[Loading, tyro.conf.arg(name="")] = field(default_factory=Loading)
+
     save_seconds: float = 60.0
     """how often the state is saved; changes nothing in the result"""
 
@@ -95,32 +108,23 @@ class Fit:
         """Trains, resumes or checks."""
         from trainwell import api
 
-        options: dict[str, Any] = {
-            "val": _size(self.val), "test": _size(self.test),
-            **{name: getattr(self, name) for name in (
-                "folds", "split_seed", "group_by", "images", "file_column", "label_column", "label_separator", "task",
-                "short_side", "strict",
-            )},
-        }  # fmt: skip
         if self.resume and self.out is None:
             raise InputError("--resume needs --out, the folder of the run to go on with")
         if self.source is None and not self.resume:
-            raise InputError(
-                'give a folder of class folders, a table, an .npz file, or "digits": trainwell fit photos/'
-            )
+            raise InputError(_GIVE_DATA.format("fit"))
         if self.dry_run:
-            self._check(options)
+            self._check()
         else:
             run = api.fit(
                 self.source, out=self.out, recipe=self.recipe, resume=self.resume, overwrite=self.overwrite,
-                save_seconds=self.save_seconds, quiet=self.quiet, **options,
+                save_seconds=self.save_seconds, quiet=self.quiet, **self.data.options(),
             )  # fmt: skip
             print(run.path)
 
-    def _check(self, options: dict[str, Any]) -> None:
+    def _check(self) -> None:
         from trainwell import api
 
-        found = api.dry_run(self.source, recipe=self.recipe, quiet=self.quiet, **options)
+        found = api.dry_run(self.source, recipe=self.recipe, quiet=self.quiet, **self.data.options())
         if found.chance_loss is not None:
             verdict = "near" if found.starts_at_chance else "far from"
             print(f"first loss {found.first_loss:.3f}, {verdict} ln(classes) = {found.chance_loss:.3f}")
@@ -128,6 +132,56 @@ class Fit:
         print(f"one batch {learnt}: loss {found.first_loss:.3f} to {found.last_loss:.3f} in {found.steps} steps")
         if not (found.learns and found.starts_at_chance):
             raise DivergedError("the dry run found something odd: check labels, scale of the inputs, and the rate")
+
+
+@dataclass
+class LrRange:
+    """Look for the learning rate: raise it step by step, then try the likely ones. Nothing is trained or changed."""
+
+    source: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")] = None
+    """a folder of class folders, a .csv or .jsonl, an .npz file, or digits, as for fit"""
+
+    out: Path | None = None
+    """an .html file for the picture; by default lr-range.html in the current folder"""
+
+    low: float = 1e-7
+    """the first rate"""
+
+    high: float = 10.0
+    """the last rate, if the loss does not diverge before"""
+
+    sweep_steps: int = 100
+    """how many steps the rate takes from one to the other"""
+
+    trial_steps: int = 100
+    """how many steps each likely rate is tried for; 0 is quick, and often far off"""
+
+    recipe_file: Path | None = None
+    """a TOML file with fields of the recipe, which flags override"""
+
+    data: Annotated[Loading, tyro.conf.arg(name="")] = field(default_factory=Loading)
+
+    quiet: bool = False
+    """show warnings alone"""
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
+
+    def __call__(self) -> None:
+        """Looks, writes the picture, and prints what to do."""
+        from trainwell import api
+
+        if self.source is None:
+            raise InputError(_GIVE_DATA.format("lr-range"))
+        out = self.out or Path("lr-range.html")
+        found = api.lr_range(
+            self.source, out=out, recipe=self.recipe, low=self.low, high=self.high, sweep_steps=self.sweep_steps,
+            trial_steps=self.trial_steps, quiet=self.quiet, **self.data.options(),
+        )  # fmt: skip
+        if not self.quiet:
+            progress.say(f"the picture: {out}")
+        if found.suggestion is None:
+            raise DivergedError(f"{found}; check labels and inputs, or try other --low and --high")
+        print(f"{found}: --lr {found.suggestion:.2g}")
 
 
 @dataclass
@@ -227,13 +281,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _leave("out of memory: close other programs, or give less at once", 2)
 
 
-def _parsed(words: list[str]) -> Fit | Predict | Report | Cache:
+def _parsed(words: list[str]) -> Fit | LrRange | Predict | Report | Cache:
     if words == ["--version"]:
         print(f"trainwell {trainwell.__version__}")
         sys.exit()
-    fit = Fit(recipe=_recipe_in(words))
+    recipe = _recipe_in(words)
     commands = (
-        Annotated[Fit, tyro.conf.subcommand("fit", default=fit, description=Fit.__doc__)]
+        Annotated[Fit, tyro.conf.subcommand("fit", default=Fit(recipe=recipe), description=Fit.__doc__)]
+        | Annotated[
+            LrRange, tyro.conf.subcommand("lr-range", default=LrRange(recipe=recipe), description=LrRange.__doc__)
+        ]
         | Annotated[Predict, tyro.conf.subcommand("predict", description=Predict.__doc__)]
         | Annotated[Report, tyro.conf.subcommand("report", description=Report.__doc__)]
         | Annotated[Cache, tyro.conf.subcommand("cache", description=Cache.__doc__)]
@@ -242,8 +299,8 @@ def _parsed(words: list[str]) -> Fit | Predict | Report | Cache:
         tyro.cli, commands, args=words, prog="trainwell", description=trainwell.__doc__, registry=_registry(),
         config=(tyro.conf.FlagCreatePairsOff,),
     )  # fmt: skip
-    command: Fit | Predict | Report | Cache = command_errors.parsed(
-        parse, words, {"fit": Fit, "predict": Predict, "report": Report, "cache": Cache}
+    command: Fit | LrRange | Predict | Report | Cache = command_errors.parsed(
+        parse, words, {"fit": Fit, "lr-range": LrRange, "predict": Predict, "report": Report, "cache": Cache}
     )
     return command
 

@@ -134,3 +134,13 @@ def remove_partials(folder: Path | str) -> None:
     for entry in Path(folder).glob(".*.partial"):
         with contextlib.suppress(OSError):
             remove(entry)
+
+
+def cache_folder() -> Path:
+    """Returns where decoded images and compiled kernels are: `TRAINWELL_CACHE`, or else the user's cache folder."""
+    chosen = os.environ.get("TRAINWELL_CACHE")
+    if chosen:
+        return Path(chosen).expanduser().absolute()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("trainwell"))

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import time
 import uuid
@@ -10,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from trainwell.files import remove
+from trainwell.files import cache_folder, remove
 
 _KEY = re.compile("[0-9a-f]{32}")  # how the store calls the folder of one set of images
 _OURS = re.compile(r"store|\.store\.[0-9a-f]{8}\.partial")  # what it puts there, besides the lock
@@ -40,16 +39,6 @@ class Cleared(NamedTuple):
 
     bytes: int
     kept: tuple[tuple[Entry, str], ...]
-
-
-def cache_folder() -> Path:
-    """Returns where decoded images are kept: `TRAINWELL_CACHE`, or else the user's cache folder."""
-    chosen = os.environ.get("TRAINWELL_CACHE")
-    if chosen:
-        return Path(chosen).expanduser().absolute()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("trainwell"))
 
 
 def entries() -> list[Entry]:

@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell import progress
-from trainwell.data.cache import cache_folder
 from trainwell.data.dataset import Skipped
 from trainwell.data.folder import File
 from trainwell.data.images import Images
 from trainwell.errors import InputError
-from trainwell.files import new_directory, remove_partials
+from trainwell.files import cache_folder, new_directory, remove_partials
 
 _FORMAT = 3  # to be raised whenever the same files would be stored differently
 _FEW = 256  # up to so many files, starting processes costs more than they save

@@ -8,9 +8,7 @@ the pixel, so that nothing is aliased. Outside the image its border continues.
 
 import functools
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch.nn import functional as F
 
 from trainwell.data.images import Images
 from trainwell.errors import InputError
+from trainwell.threads import share
 
 Maps = npt.NDArray[np.float64]
 
@@ -102,7 +101,7 @@ def warp(
                 flat[start * strides[0] :], strides, *size, channels,
             )  # fmt: skip
 
-        _in_threads(work, batch, pixels=batch * size[0] * size[1])
+        share(work, batch, threads=torch.get_num_threads() if batch * size[0] * size[1] > _FEW else 1)
     return nchw
 
 
@@ -135,6 +134,9 @@ def _reference(
         read = F.avg_pool2d(read, n).expand(-1, channels, -1, -1)
         a, b = (torch.from_numpy(values[members])[:, :, None, None] for values in (scale, shift))
         out[members] = read * a + b
+
+
+_FEW = 1 << 14  # pixels that one thread is faster with
 
 
 @functools.cache
@@ -210,29 +212,3 @@ def _pass(
                 for k in range(channels):
                     at = target + k * strides[1]
                     out[at] = out[at] * (scale[i, k] / np.float32(n * n)) + shift[i, k]
-
-
-def _in_threads(work: Callable[[int, int], None], count: int, pixels: int) -> None:
-    """Calls `work(start, stop)` on slices that cover `count` images, in as many threads as torch uses.
-
-    Plain Python threads around compiled code that holds no lock: unlike numba's own threading layers they survive
-    a fork and calls from several threads at once.
-    """
-    threads = min(torch.get_num_threads(), count) if pixels > 1 << 14 else 1
-    if threads == 1:
-        work(0, count)
-        return
-    bounds = [count * i // threads for i in range(threads + 1)]
-    pending = [_pool().submit(work, bounds[i], bounds[i + 1]) for i in range(1, threads)]
-    work(bounds[0], bounds[1])
-    for future in pending:
-        future.result()
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="trainwell-warp")
-
-
-if hasattr(os, "register_at_fork"):  # threads do not cross a fork: the child starts its own
-    os.register_at_fork(after_in_child=_pool.cache_clear)

@@ -1,11 +1,13 @@
 """Parameter groups for any optimizer."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase  # all batch and instance norms
 
-from trainwell.errors import InputError
+from trainwell.errors import InputError, nearest
+from trainwell.optim.schedules import Scaled, Value, _number
 
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -37,9 +39,7 @@ def no_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     """
     if not weight_decay >= 0:
         raise InputError(f"weight_decay is {weight_decay}: it must be 0 or more")
-    of_norms = {
-        id(p) for module in model.modules() if isinstance(module, _NORMS) for p in module.parameters(recurse=False)
-    }
+    of_norms = _parameters_of_norms(model)
     decayed: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": weight_decay}
     others: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
@@ -47,10 +47,121 @@ def no_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any
             continue
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"the parameter {name!r} has no shape yet: run one batch through the model first")
-        plain = parameter.ndim > 1 and id(parameter) not in of_norms and name.rpartition(".")[2] != "bias"
-        group = decayed if plain else others
+        group = decayed if _is_weight(name, parameter, of_norms) else others
         group["params"].append(parameter)
         group["param_names"].append(name)
     if not decayed["params"] and not others["params"]:
         raise InputError("the model has no parameter to train: set requires_grad=True on those that shall change")
     return [decayed, others]
+
+
+def layer_decay_groups(
+    model: nn.Module,
+    lr: Value,
+    decay: float,
+    weight_decay: float = 0.0,
+    *,
+    stages: Sequence[str | Sequence[str]] | None = None,
+) -> list[dict[str, Any]]:
+    """Gives each stage of a model a learning rate of its own: the last has `lr`, each one below `decay` times as much.
+
+    For fine-tuning: what lies near the input is the most general and shall change the least. Clark, Luong, Le and
+    Manning, *ELECTRA* (2020); Bao et al., *BEiT* (2022). Within a stage, weights and the others are parted as by
+    `no_decay_groups`, with the same care for frozen and shared parameters. Frozen stages count for the depth.
+
+    Without `stages`, these are the model's children in the order in which they were added, which must be that of their
+    use; `nn.Sequential` and `nn.ModuleList` are opened, so that each block is a stage. What has no weight of its own
+    belongs to the stage before it, like a norm, or to the first, and so do parameters of the model itself. A ResNet's
+    stages are its stem, each residual block, and `fc`.
+
+    Args:
+        model: the model to be optimized.
+        lr: learning rate of the last stage, a number or a schedule.
+        decay: factor from each stage to the one below, above 0 and at most 1; 0.65 to 0.9 is usual.
+        weight_decay: decay of the weights, 0 or more.
+        stages: from the input up, the names of the modules or parameters of each stage: one name or several. All of a
+            module's parameters go with it; where several names fit, the first does.
+
+    Returns:
+        Groups for any `torch.optim` optimizer, from the input up: `params`, `param_names`, `weight_decay`, `lr`. With a
+        schedule, `lr` is a `scaled` one. Empty groups are left out.
+
+    Raises:
+        InputError: an argument is out of its range, a name fits no parameter, a parameter is in no stage, or
+            `no_decay_groups` refuses the model.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Linear(3, 2))
+    >>> for group in layer_decay_groups(model, lr=0.1, decay=0.5, weight_decay=0.01):
+    ...     print(group["lr"], group["weight_decay"], group["param_names"])
+    0.05 0.01 ['0.weight']
+    0.05 0.0 ['0.bias', '1.weight', '1.bias']
+    0.1 0.01 ['2.weight']
+    0.1 0.0 ['2.bias']
+    """
+    if not 0 < _number(decay, "decay") <= 1:
+        raise InputError(f"decay is {decay}: it must be above 0 and at most 1")
+    top = lr if callable(lr) else _number(lr, "lr")
+    parted = no_decay_groups(model, weight_decay)
+    if stages is None:
+        named_stages, strict = _blocks_with_weights(model), False
+    else:
+        named_stages, strict = [[stage] if isinstance(stage, str) else [*stage] for stage in stages], True
+    depth_of = _depths(model, named_stages, strict)
+    groups = []
+    for depth in range(len(named_stages)):
+        factor = decay ** (len(named_stages) - 1 - depth)
+        for group in parted:
+            pairs = zip(group["param_names"], group["params"], strict=True)
+            chosen = {name: parameter for name, parameter in pairs if depth_of[name] == depth}
+            if chosen:
+                rate = Scaled(top, factor) if callable(top) else top * factor
+                named = {"params": [*chosen.values()], "param_names": [*chosen]}
+                groups.append({**named, "weight_decay": group["weight_decay"], "lr": rate})
+    return groups
+
+
+def _blocks_with_weights(model: nn.Module) -> list[list[str]]:
+    """The names of the blocks of each stage, from the input up; what comes before the first weights is in none."""
+    of_norms = _parameters_of_norms(model)
+    stages: list[list[str]] = []
+    for name, block in _blocks(model, ""):
+        if any(_is_weight(key, parameter, of_norms) for key, parameter in block.named_parameters()):
+            stages.append([name])
+        elif stages:
+            stages[-1].append(name)
+    return stages or [[]]
+
+
+def _blocks(module: nn.Module, prefix: str) -> Iterable[tuple[str, nn.Module]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Sequential | nn.ModuleList):
+            yield from _blocks(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _depths(model: nn.Module, stages: list[list[str]], strict: bool) -> dict[str, int]:
+    """The stage of each parameter, the first for what is in none; `strict` refuses that, and names that fit nothing."""
+    depths: dict[str, int] = {}
+    names = [name for name, _ in model.named_parameters()]
+    for depth, prefixes in enumerate(stages):
+        for prefix in prefixes:
+            fitting = [name for name in names if name not in depths and f"{name}.".startswith(f"{prefix}.")]
+            if strict and not fitting:
+                told = nearest(prefix, [name for name, _ in model.named_modules()])
+                raise InputError(f"stages: no parameter is left for {prefix!r}{told}; write a module before its parent")
+            depths.update(dict.fromkeys(fitting, depth))
+    lost = [name for name in names if name not in depths]
+    if strict and lost:
+        raise InputError(f"stages: the parameter {lost[0]!r} is in none, like {len(lost) - 1} more: add its module")
+    return dict.fromkeys(lost, 0) | depths
+
+
+def _parameters_of_norms(model: nn.Module) -> set[int]:
+    norms = (module for module in model.modules() if isinstance(module, _NORMS))
+    return {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def _is_weight(name: str, parameter: nn.Parameter, of_norms: set[int]) -> bool:
+    """Says whether it multiplies inputs, so that it may decay."""
+    return parameter.ndim > 1 and id(parameter) not in of_norms and name.rpartition(".")[2] != "bias"

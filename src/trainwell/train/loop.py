@@ -12,6 +12,7 @@ from torch import nn
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
+from trainwell.optim import Plateau
 from trainwell.train import interrupt
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
 from trainwell.train.checkpoint_folder import CheckpointFolder
@@ -192,6 +193,8 @@ class Trainer:
             self.best_epoch, self.best_step, self.best_loss = row["epoch"], self.step, row["val_loss"]
             if self.recipe.restore_best:
                 self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        if isinstance(self.schedule, Plateau):
+            self.schedule.update(row["val_loss"])
         self.history.append(row)
         self.epoch, self.batch, self.tally = self.epoch + 1, 0, [0.0, 0.0, 0.0]
         if self.step == self.total_steps:
@@ -292,6 +295,7 @@ class Trainer:
             "buffers": other_buffers(self.model),
             "optimizer": self.optimizer.state_dict(),
             "stopping": self.stopping.state_dict(),
+            "schedule": self.schedule.state_dict() if isinstance(self.schedule, Plateau) else None,
             "best": self.best_state,
             "history": self.history.rows,
             "seconds": self.seconds,
@@ -304,6 +308,8 @@ class Trainer:
         load_other_buffers(self.model, state["buffers"])
         load_optimizer(self.optimizer, state["optimizer"])
         self.stopping.load_state_dict(state["stopping"])
+        if isinstance(self.schedule, Plateau):
+            self.schedule.load_state_dict(state["schedule"])
         best = state["best"]
         self.best_state = best and {name: value.to(self.hardware.device) for name, value in best.items()}
         for name in self._PLAIN:

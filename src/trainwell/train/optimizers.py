@@ -1,33 +1,67 @@
 """The optimizer and the schedule that a recipe names."""
 
-import functools
+import math
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
-from trainwell.optim import no_decay_groups
-from trainwell.optim.schedules import as_schedule, cosine, warmup
-from trainwell.train.recipe import Recipe
+from trainwell import optim
+from trainwell.optim import no_decay_groups, schedules
+from trainwell.train.recipe import OWN_RISE, Recipe
+
+_CLASSES = {
+    "adagrad": "Adagrad", "adam": "Adam", "adamax": "Adamax", "adamw": "AdamW", "lion": "Lion", "muon": "Muon",
+    "nadam": "NAdam", "radam": "RAdam", "rmsprop": "RMSprop", "sgd": "SGD", "soap": "SOAP",
+}  # fmt: skip
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the optimizer of a resolved recipe; biases and norm scales do not decay."""
-    assert recipe.lr is not None
     assert recipe.weight_decay is not None
-    make: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw": functools.partial(torch.optim.AdamW, fused=True),
-        "adam": functools.partial(torch.optim.Adam, fused=True),
-        "adagrad": functools.partial(torch.optim.Adagrad, fused=True),
-        "rmsprop": functools.partial(torch.optim.RMSprop, momentum=recipe.momentum),
-        "sgd": functools.partial(torch.optim.SGD, momentum=recipe.momentum, nesterov=recipe.momentum > 0, fused=True),
-    }
-    return make[recipe.optimizer](no_decay_groups(model, recipe.weight_decay), lr=recipe.lr)
+    options = {} if recipe.lr is None else {"lr": recipe.lr}  # a schedule that is written out says the rates itself
+    if recipe.optimizer in ("sgd", "rmsprop"):
+        options["momentum"] = recipe.momentum
+    if recipe.optimizer == "sgd":
+        options["nesterov"] = recipe.momentum > 0
+    make: Callable[..., torch.optim.Optimizer] = getattr(optim, _CLASSES[recipe.optimizer])
+    return make(no_decay_groups(model, recipe.weight_decay), **options)
 
 
 def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
     """Makes the schedule of the learning rate of a resolved recipe, over `total_steps` steps."""
+    if recipe.schedule not in _SHAPES:
+        return schedules.parse(recipe.schedule)
     assert recipe.lr is not None
-    schedule = cosine(recipe.lr, steps=total_steps) if recipe.schedule == "cosine" else as_schedule(recipe.lr)
-    rise = round(recipe.warmup * total_steps)
-    return warmup(schedule, steps=rise) if rise else schedule
+    schedule = _SHAPES[recipe.schedule](recipe.lr, total_steps)
+    rise = 0 if recipe.schedule in OWN_RISE else round(recipe.warmup * total_steps)
+    if rise:
+        schedule = schedules.warmup(schedule, steps=rise)
+    if recipe.schedule == "plateau":
+        patience = max(2, math.ceil((recipe.epochs or 20) / 20))
+        return optim.Plateau(schedule, patience=patience, min_lr=recipe.lr * 1e-3)
+    return schedule
+
+
+def _falls_to(lr: float, share: float, steps: int) -> schedules.Schedule:
+    return schedules.exponential(lr, rate=-math.log(share) / steps)
+
+
+def _part(steps: int, share: float) -> int:
+    return max(1, round(steps * share))
+
+
+# What each name means over a whole run. A decay that never ends of itself ends at a hundredth.
+_SHAPES: dict[str, Callable[[float, int], schedules.Schedule]] = {
+    "constant": lambda lr, steps: schedules.constant(lr),
+    "cosine": lambda lr, steps: schedules.cosine(lr, steps=steps),
+    "exponential": lambda lr, steps: _falls_to(lr, 0.01, steps),
+    "inverse_time": lambda lr, steps: schedules.inverse_time(lr, rate=99 / steps),
+    "linear": lambda lr, steps: schedules.linear(lr, steps=steps),
+    "one_cycle": lambda lr, steps: schedules.one_cycle(lr, steps=steps),
+    "plateau": lambda lr, steps: schedules.constant(lr),
+    "restarts": lambda lr, steps: schedules.restarts(lr, steps=_part(steps, 1 / 7), mult=2),
+    "step": lambda lr, steps: schedules.piecewise(lr, {_part(steps, 0.5): 0.1, _part(steps, 0.75): 0.1}),
+    "triangular": lambda lr, steps: schedules.triangular(lr / 10, lr, steps=_part(steps, 1 / 4)),
+    "wsd": lambda lr, steps: schedules.wsd(lr, steps=steps, decay=_part(steps, 0.2)),
+}

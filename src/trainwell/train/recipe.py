@@ -14,8 +14,16 @@ from trainwell.files import write_atomically
 _PRESETS = {"quick": (300, 5, 40), "good": (1_500, 15, 150), "best": (6_000, 60, 400)}
 _MOST_THREADS = 1_024
 _BATCH_SIZE = 128
-_RATES = {"adamw": 2e-3, "adam": 2e-3, "sgd": 0.1, "rmsprop": 1e-3, "adagrad": 1e-2}
-_DECAYS = {"adamw": 0.05, "sgd": 5e-4}
+_RATES = {
+    "adamw": 2e-3, "adam": 2e-3, "adamax": 4e-3, "nadam": 2e-3, "radam": 2e-3, "lion": 2e-4, "sgd": 0.1,
+    "rmsprop": 1e-3, "adagrad": 1e-2, "muon": 2e-2, "soap": 3e-3,
+}  # fmt: skip
+_DECAYS = {"adamw": 0.05, "lion": 0.5, "muon": 0.05, "soap": 0.05, "sgd": 5e-4}
+SCHEDULES = (
+    "cosine", "constant", "linear", "step", "exponential", "inverse_time", "restarts", "triangular", "one_cycle", "wsd",
+    "plateau",
+)  # fmt: skip
+OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,9 @@ class Recipe:
     grad_accum_steps: int = 1
     """batches whose gradients are averaged into one step"""
 
-    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "adagrad"] = "adamw"
+    optimizer: Literal[
+        "adamw", "adam", "nadam", "radam", "adamax", "lion", "sgd", "rmsprop", "adagrad", "muon", "soap"
+    ] = "adamw"
     """how a step is taken"""
 
     lr: float | None = None
@@ -61,8 +71,9 @@ class Recipe:
     weight_decay: float | None = None
     """never on biases and norm scales; by default 0.05 for adamw, 0.0005 for sgd, else 0"""
 
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """how the learning rate falls"""
+    schedule: str = "cosine"
+    """how the learning rate falls: cosine, constant, linear, step, exponential, inverse_time, restarts, triangular,
+    one_cycle, wsd, plateau; or written out with its rates, as piecewise(0.1, {500: 0.1})"""
 
     warmup: float = 0.05
     """the fraction of all steps in which the rate rises to its highest"""
@@ -116,8 +127,12 @@ class Recipe:
     """of the CPU; by default as many as torch finds"""
 
     def __post_init__(self) -> None:
+        if callable(self.schedule):
+            object.__setattr__(self, "schedule", repr(self.schedule))
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
+        if self.schedule not in SCHEDULES:
+            _check_written_out(self.schedule, self.lr)
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
             "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "min_delta": 0, "warmup": 0,
@@ -205,7 +220,7 @@ class Recipe:
             changes["img_size"] = img_size = 224
         if self.model == "auto":
             changes["model"] = default_name((img_size or max(side or (224,))) if images else None)
-        if self.lr is None:
+        if self.lr is None and self.schedule in SCHEDULES:
             changes["lr"] = _RATES[self.optimizer]
         if self.weight_decay is None:
             changes["weight_decay"] = _DECAYS.get(self.optimizer, 0.0)
@@ -223,6 +238,18 @@ class Recipe:
             steps_per_epoch = max(1, sizes["train"] // (batch_size * self.grad_accum_steps))
             changes["epochs"] = min(max(-(-least // steps_per_epoch), low), high)
         return dataclasses.replace(self, **changes)
+
+
+def _check_written_out(schedule: str, lr: float | None) -> None:
+    """Refuses a schedule that is neither a name nor one that can be read."""
+    from trainwell.optim.schedules import parse  # torch comes with it, and is not needed to read a recipe
+
+    if "(" not in schedule:
+        raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, or written out; it is {schedule!r}"
+                         f"{nearest(schedule, SCHEDULES)}")  # fmt: skip
+    parse(schedule)
+    if lr is not None:
+        raise InputError(f"lr is {lr}, and {schedule} says the rates itself: leave one of them out")
 
 
 _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -1,0 +1,314 @@
+"""Batches: the parameters of a group that take their step together, by one kernel and with the same numbers."""
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainwell.errors import InputError
+from trainwell.optim.formula import Program, state_of, trace
+from trainwell.optim.kernels import cpu, reference
+
+if TYPE_CHECKING:
+    from trainwell.optim.optimizer import Group, Optimizer
+
+_REAL = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+class Plan:
+    """The batches of a group; they hold as long as nothing moved and the same parameters have gradients."""
+
+    def __init__(self, optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -> None:
+        members = _members(optimizer, group, parameters)
+        alike: dict[Any, list[int]] = {}
+        for i, p in enumerate(parameters):
+            alike.setdefault(_kind(optimizer, p), []).append(i)
+        self.batches = [
+            (Batch(optimizer, [parameters[i] for i in same], path, members), same) for (path, *_), same in alike.items()
+        ]
+        self.state = optimizer.state
+        self.kept = [name for name in optimizer.kept if any(name in optimizer.state[p] for p in parameters)]
+        self.parameters, self.layout = parameters, None
+        self.layout = self._layout(parameters, [p.grad for p in parameters])
+
+    def holds(self, parameters: list[Tensor], grads: list[Any]) -> bool:
+        """Says whether the batches are still right for the parameters that have a gradient now."""
+        return (
+            self.layout is not None
+            and self.layout == self._layout(parameters, grads)
+            and all(batch.in_step() for batch, _ in self.batches)
+        )
+
+    def step(self, group: "Group", grads: list[Any]) -> None:
+        """Takes the step of each batch."""
+        for batch, places in self.batches:
+            batch.step(group, grads if len(places) == len(grads) else [grads[i] for i in places])
+
+    def _layout(self, parameters: list[Tensor], grads: list[Any]) -> list[Any] | None:
+        """Returns what must stay the same; `None` if that cannot be told, as of sparse gradients."""
+        states = [self.state.get(p, _NOTHING) for p in parameters]
+        tensors = [values.get(name) for name in self.kept for values in states]
+        try:
+            places = [p.data_ptr() for p in parameters]
+            strides = [p.stride() for p in parameters]
+            grad_strides = [g.stride() for g in grads]
+        except (RuntimeError, NotImplementedError):
+            return None
+        if self.layout is None:
+            self.held = states, tensors  # as long as they are, no other object has their ids
+        ids = [*map(id, parameters), *map(id, states), *map(id, tensors)]
+        return [places, strides, grad_strides, [g.dtype for g in grads], ids]
+
+
+_NOTHING: dict[str, Any] = {}
+
+
+def _members(optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -> int:
+    """Returns how many members the parameters have, for which hyper-parameters differ; 0 if there is none.
+
+    Raises:
+        InputError: the lists are of different lengths, or a parameter's leading dimension is another.
+    """
+    values = [group[name] for name in optimizer.fields if name in group]
+    values += [x for value in values if isinstance(value, tuple) for x in value]
+    lengths = {len(value) for value in values if isinstance(value, list)}
+    if not lengths:
+        return 0
+    if len(lengths) > 1:
+        raise InputError(f"lists of hyper-parameters have {sorted(lengths)} values: each has one per member")
+    (members,) = lengths
+    for p in parameters:
+        if p.ndim == 0 or len(p) != members:
+            raise InputError(f"a parameter has shape {tuple(p.shape)}: for {members} members, of which the "
+                             "hyper-parameters hold one value each, its first dimension must be so long")  # fmt: skip
+    return members
+
+
+def _kind(optimizer: "Optimizer", p: Tensor) -> tuple[Any, ...]:
+    """Returns what parameters that step together have in common: their path first."""
+    state = optimizer.state.get(p, _NOTHING)
+    numbers = [state.get(name) for name in ("step", *optimizer.numbers)]
+    numbers = [tuple(x.reshape(-1).tolist()) if isinstance(x, Tensor) else x for x in numbers]
+    first = not any(name in state for name in optimizer.arrays)
+    return _path(optimizer, p, state), p.dtype, p.device, first, *numbers
+
+
+def _path(optimizer: "Optimizer", p: Tensor, state: dict[str, Any]) -> str:
+    g = p.grad
+    assert g is not None
+    if g.layout != torch.strided:
+        if g.layout != torch.sparse_coo or not optimizer.sparse:
+            raise InputError(f"{type(optimizer).__name__} does not support sparse gradients")
+        return "sparse"
+    if optimizer.kernel == "triton" or p.device.type != "cpu" or optimizer.kernel == "reference":
+        return "triton" if optimizer.kernel == "triton" else "reference"
+    arrays = [p, g, *[state[name] for name in optimizer.arrays if name in state]]
+    plain = all(type(x) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) for x in (p, g))
+    alike = all(x.dtype == p.dtype and x.stride() == p.stride() and x.device == p.device for x in arrays)
+    if plain and alike and p.dtype in _REAL and _dense(p) and not optimizer.defaults["differentiable"]:
+        return "numba"
+    return "reference"
+
+
+def _dense(x: Tensor) -> bool:
+    """Says whether a tensor fills its piece of memory without gap or overlap, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size != 1):
+        if stride != expected:
+            return x.numel() == 0
+        expected *= size
+    return True
+
+
+class _Traced(NamedTuple):
+    program: Program
+    numbers: list[float]
+    left: list[float]  # the new numbers of the state
+
+
+class Batch:
+    """Parameters that step together.
+
+    Args:
+        optimizer: whose state they have.
+        parameters: all of one dtype, at the same step.
+        path: "numba", "reference", "triton" or "sparse".
+        members: how many have their own hyper-parameters along the leading dimension; 0 for none.
+    """
+
+    def __init__(self, optimizer: "Optimizer", parameters: list[Tensor], path: str, members: int) -> None:
+        self.optimizer, self.parameters, self.path, self.members = optimizer, parameters, path, members
+        self.states = [optimizer.state[p] for p in parameters]
+        self.first = not any(name in self.states[0] for name in optimizer.arrays)
+        self.counters = {name: self._linked(name, start) for name, start in _counters(optimizer).items()}
+        self._tables: dict[Any, _Table] = {}
+        if members and path == "sparse":
+            raise InputError("sparse gradients cannot have hyper-parameters per member")
+
+    def _linked(self, name: str, start: float) -> npt.NDArray[Any]:
+        """Puts a number of the state of all parameters into one array, of which each state holds its element."""
+        shape = (len(self.parameters), self.members) if self.members and name != "step" else (len(self.parameters),)
+        kind = torch.float64 if name != "step" or torch.get_default_dtype() == torch.float64 else torch.float32
+        value = self.states[0].get(name, start)
+        tensor = torch.empty(shape, dtype=kind, device="cpu")
+        tensor.copy_(value.detach() if isinstance(value, Tensor) else torch.tensor(float(value)))
+        for values, element in zip(self.states, tensor.unbind(), strict=True):
+            values[name] = element
+        return tensor.numpy()
+
+    def in_step(self) -> bool:
+        """Says whether all parameters are at the same step still; somebody may have written into the state."""
+        return all((array == array[0]).all() for array in self.counters.values())
+
+    def step(self, group: "Group", grads: list[Any]) -> None:
+        """Takes the step, with the parameters' gradients."""
+        traced = [self._traced(group, k) for k in range(self.members)] if self.members else [self._traced(group, None)]
+        names = tuple(dict.fromkeys(name for one in traced for name in state_of(one.program)))
+        for name in names:
+            if name not in self.states[0]:
+                self._create(name, group)
+        if self.path == "sparse":
+            self._step_sparse(group, traced[0], grads)
+        elif self.path != "numba" or not self._step_compiled(traced, grads):
+            self._step_by_reference(traced, grads)
+        for name, array in self.counters.items():
+            if name == "step":
+                array += 1
+            else:
+                left = [one.left[list(self.optimizer.numbers).index(name)] for one in traced]
+                array[:] = left if self.members else left[0]
+        self.first = self.first and not names
+
+    def _create(self, name: str, group: "Group") -> None:
+        start = self.optimizer.initial.get(name)
+        for p, values in zip(self.parameters, self.states, strict=True):
+            values[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            if start is not None:
+                values[name].fill_(group[start])
+
+    def _traced(self, group: "Group", member: int | None) -> _Traced:
+        """Traces the rule with the numbers of this step."""
+        optimizer = self.optimizer
+        values = {name: _own(group[name], member) for name in optimizer.wanted if name in group}
+        if "t" in optimizer.wanted:
+            values["t"] = int(self.counters["step"][0]) + 1
+        if "first" in optimizer.wanted:
+            values["first"] = self.first
+        for name in optimizer.numbers:
+            values[name] = float(self.counters[name][0] if member is None else self.counters[name][0, member])
+        return _Traced(*trace(optimizer.update, ("p", "g", *optimizer.arrays), group["maximize"], **values))
+
+    # ------------------------------------------------------------------ the paths
+
+    def _step_compiled(self, traced: list[_Traced], grads: list[Any]) -> bool:
+        """Steps by the compiled pass; returns whether there is one."""
+        dtype = _REAL[self.parameters[0].dtype]
+        together: dict[Program, list[int]] = {}
+        for k, one in enumerate(traced):
+            together.setdefault(one.program, []).append(k)
+        kernels = [cpu.compiled(program, dtype) for program in together]
+        if None in kernels:
+            return False
+        for kernel, (program, members) in zip(kernels, together.items(), strict=True):
+            names = state_of(program)
+            table = self._tables.get((names, *members))
+            if table is None:
+                table = self._tables[names, *members] = self._table(names, members)
+            numbers = np.array([traced[k].numbers for k in members], dtype=table.dtype)
+            table.addresses[1] = table.spread([g.data_ptr() for g in grads])
+            assert kernel is not None
+            cpu.run(kernel, table.addresses, table.cuts, table.rows, numbers)
+        torch.autograd.graph.increment_version(self.parameters)
+        return True
+
+    def _table(self, names: tuple[str, ...], members: list[int]) -> "_Table":
+        return _Table(
+            self.parameters, [[values[name] for values in self.states] for name in names], members, self.members
+        )
+
+    def _step_by_reference(self, traced: list[_Traced], grads: list[Any]) -> None:
+        in_place = not self.optimizer.defaults["differentiable"]
+        for k, one in enumerate(traced):
+            arrays: dict[str, list[Any]] = {"p": self.parameters, "g": [_strided(g) for g in grads]}
+            arrays |= {name: [values[name] for values in self.states] for name in state_of(one.program)}
+            if self.parameters[0].is_complex():
+                arrays = {name: [torch.view_as_real(x) for x in tensors] for name, tensors in arrays.items()}
+            if self.members:
+                arrays = {name: [x[k] for x in tensors] for name, tensors in arrays.items()}
+            reference.run(one.program, one.numbers, arrays, in_place=in_place)
+
+    def _step_sparse(self, group: "Group", traced: _Traced, grads: list[Any]) -> None:
+        """Steps the rows that have a gradient, if the others would rest; else all of them."""
+        if not self._rests(group):
+            self._step_by_reference([traced], grads)
+            return
+        names = state_of(traced.program)
+        for p, values, grad in zip(self.parameters, self.states, grads, strict=True):
+            g = grad.coalesce()
+            rows, whole = tuple(g.indices()), {"p": p, **{name: values[name] for name in names}}
+            arrays = {name: [x[rows]] for name, x in whole.items()}
+            reference.run(traced.program, traced.numbers, {**arrays, "g": [g.values()]})
+            for name, x in whole.items():
+                x[rows] = arrays[name][0]
+
+    def _rests(self, group: "Group") -> bool:
+        """Says whether an element without a gradient stays as it is, and its state too."""
+        optimizer, start = self.optimizer, [0.5] * len(self.optimizer.arrays)
+        values = {name: _own(group[name], None) for name in optimizer.wanted if name in group}
+        values |= {"t": 2} if "t" in optimizer.wanted else {}
+        values |= {"first": False} if "first" in optimizer.wanted else {}
+        return bool(optimizer.update(0.5, 0.0, *start, **values) == (0.5, *start))
+
+
+def _counters(optimizer: "Optimizer") -> dict[str, float]:
+    return ({"step": 0.0} if "t" in optimizer.wanted else {}) | optimizer.numbers
+
+
+def _own(value: Any, member: int | None) -> Any:
+    """Returns a hyper-parameter as plain numbers, of a member if it differs by member."""
+    if isinstance(value, tuple):
+        return tuple(_own(x, member) for x in value)
+    if isinstance(value, list):
+        return value[member] if member is not None else tuple(value)
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _strided(g: Tensor) -> Tensor:
+    return g if g.layout == torch.strided else g.to_dense()
+
+
+class _Table:
+    """Addresses of all arrays, and how they are cut, for the compiled pass over all parameters and some members.
+
+    Args:
+        parameters: dense ones.
+        state: for each array of the state, its tensors.
+        members: which members are passed over.
+        of: how many there are, 0 for none.
+    """
+
+    def __init__(self, parameters: list[Tensor], state: list[list[Tensor]], members: list[int], of: int) -> None:
+        itemsize = _REAL[parameters[0].dtype].itemsize
+        parts = 2 if parameters[0].is_complex() else 1
+        sizes = [p.numel() * parts // max(of, 1) for p in parameters] * len(members)
+        self.dtype = np.float64 if itemsize == 8 else np.float32
+        self.cuts = cpu.chunks(sizes, itemsize)
+        self.rows = np.repeat(np.arange(len(members)), len(parameters))
+        self._offsets = None
+        if of:
+            steps = np.array([p.stride(0) * p.element_size() for p in parameters], dtype=np.uint64)
+            self._offsets = np.outer(np.array(members, dtype=np.uint64), steps)
+        rows = [[x.data_ptr() for x in tensors] for tensors in (parameters, parameters, *state)]
+        self.addresses = np.array([self.spread(row) for row in rows])
+
+    def spread(self, addresses: list[int]) -> npt.NDArray[np.uint64]:
+        """Returns the addresses of the members' pieces."""
+        base = np.array(addresses, dtype=np.uint64)
+        return base if self._offsets is None else (base + self._offsets).reshape(-1)

@@ -1,0 +1,1 @@
+"""What runs a rule's program over all parameters at once."""

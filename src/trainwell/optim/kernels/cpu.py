@@ -1,0 +1,193 @@
+"""A rule as one compiled pass over all parameters, on the CPU.
+
+Of a program a loop is generated that reads each element once, does the whole rule in registers, and writes each result
+once. It works on raw addresses in chunks, so that a hundred small tensors cost one call. Numbers arrive rounded from
+float64 to the tensors' dtype; NaN stays NaN. Threads are plain ones around code that holds no lock: a fork and calls
+from several threads at once are safe.
+"""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from trainwell.optim.formula import Program, state_of
+from trainwell.optim.kernels import generated
+from trainwell.threads import share
+
+_CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
+_FEW = 1 << 16  # elements that one thread is faster with
+
+Addresses = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+
+
+def chunks(sizes: Sequence[int], itemsize: int) -> tuple[Counts, Counts, Counts]:
+    """Cuts tensors of so many elements; returns of each chunk its tensor, its start in bytes, and its elements."""
+    cuts = [(i, start, min(_CHUNK, size - start)) for i, size in enumerate(sizes) for start in range(0, size, _CHUNK)]
+    table = np.array(cuts, dtype=np.int64).reshape(-1, 3)
+    return table[:, 0].copy(), table[:, 1] * itemsize, table[:, 2].copy()
+
+
+def run(
+    kernel: Callable[..., None],
+    addresses: Addresses,
+    cuts: tuple[Counts, Counts, Counts],
+    rows: Counts,
+    numbers: npt.NDArray[Any],
+) -> None:
+    """Calls a kernel on all chunks, in as many threads as torch uses if there is enough to do.
+
+    Args:
+        kernel: from `compiled`.
+        addresses: of each array (`p`, `g`, the state that is read) and tensor.
+        cuts: from `chunks`.
+        rows: of each tensor, its row of numbers.
+        numbers: the program's numbers, in rows.
+    """
+    count = len(cuts[0])
+    threads = torch.get_num_threads() if count * _CHUNK > _FEW and int(cuts[2].sum()) > _FEW else 1
+    if threads == 1:
+        kernel(addresses, *cuts, rows, numbers, 0, count)
+    else:
+        share(lambda start, stop: kernel(addresses, *cuts, rows, numbers, start, stop), count, threads)
+
+
+_lock = threading.Lock()
+_forked = False
+
+
+def compiled(program: Program, dtype: torch.dtype) -> Callable[..., None] | None:
+    """Returns the program's kernel, or `None` where there is none: no numba, or a forked child that lacks it.
+
+    A child does not compile: had the parent been compiling in another thread, its lock would never be released.
+    """
+    kernel: Callable[..., None] | None = _kernels.get((program, dtype), _MISSING)
+    if kernel is _MISSING:
+        if _forked:
+            return None
+        with _lock:
+            kernel = _kernels[program, dtype] = _compile(program, dtype)
+    return kernel
+
+
+_MISSING: Any = object()
+_kernels: dict[tuple[Program, torch.dtype], Callable[..., None] | None] = {}
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _compile(program: Program, dtype: torch.dtype) -> Callable[..., None] | None:
+    if not _numba_is_there():
+        return None
+    module, on_disk = generated.load(source(program, dtype))
+    kernel: Callable[..., None] = module.make(cache=on_disk)
+    return kernel
+
+
+@functools.cache
+def _numba_is_there() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def source(program: Program, dtype: torch.dtype) -> str:
+    """Returns the text of the module whose `make(cache)` compiles the program's kernel."""
+    names = [program.inputs[0], "g", *state_of(program)]
+    used = {program.inputs.index(name): f"a{k}[j]" for k, name in enumerate(names)}
+    value = [used.get(i, "?") for i in range(len(program.inputs))]
+    body = []
+
+    def term(i: int) -> str:
+        return value[i] if i >= 0 else f"n{-1 - i}"
+
+    for name, *operands in program.steps:
+        value.append(f"v{len(value)}")
+        body.append(f"{value[-1]} = {_EXPRESSIONS[name].format(*map(term, operands))}")
+    body += [f"w{k} = {term(i)}" for k, (_, i) in enumerate(program.outputs)]
+    body += [f"{used[program.inputs.index(name)]} = w{k}" for k, (name, _) in enumerate(program.outputs)]
+    count = 1 + max(
+        [-1 - i for step in program.steps for i in step[1:] if i < 0] + [-1 - i for _, i in program.outputs]
+    )
+    return _TEMPLATE.format(
+        type="float64" if dtype == torch.float64 else "float32",
+        arrays="\n            ".join(
+            f"a{k} = carray(pointer(addresses[{k}, i] + starts[c]), n)" for k in range(len(names))
+        ),
+        numbers="\n            ".join(f"n{k} = numbers[row, {k}]" for k in range(count)),
+        body="\n                ".join(body),
+    )
+
+
+_EXPRESSIONS = {
+    "add": "{0} + {1}",
+    "sub": "{0} - {1}",
+    "mul": "{0} * {1}",
+    "div": "{0} / {1}",
+    "neg": "-{0}",
+    "sqrt": "np.sqrt({0})",
+    "abs": "abs({0})",
+    "sign": "(ONE if {0} > ZERO else (-ONE if {0} < ZERO else {0}))",  # NaN and 0 are themselves
+    "lerp": "{0} + {2} * ({1} - {0})",
+    "maximum": "({0} if {0} > {1} or {0} != {0} else {1})",
+    "minimum": "({0} if {0} < {1} or {0} != {0} else {1})",
+    "greater": "{0} > {1}",
+    "less": "{0} < {1}",
+    "where": "({1} if {0} else {2})",
+}
+
+# `carray` from the chunk's start, and a loop from 0: a loop from an offset is four times slower. The flags leave out
+# `nnan` and `ninf`, with which NaN would not stay NaN.
+_TEMPLATE = """\
+import numpy as np
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+ZERO, ONE = np.{type}(0), np.{type}(1)
+
+
+@intrinsic
+def pointer(context, address):
+    def convert(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(to))
+
+    to = types.CPointer(types.{type})
+    return to(types.uint64), convert
+
+
+def kernel(addresses, tensors, starts, lengths, rows, numbers, first, last):
+    for c in range(first, last):
+        i, n = tensors[c], lengths[c]
+        row = rows[i]
+        if n > 0:
+            {arrays}
+            {numbers}
+            for j in range(n):
+                {body}
+
+
+def make(cache):
+    signature = "void(uint64[:, ::1], int64[::1], int64[::1], int64[::1], int64[::1], {type}[:, ::1], int64, int64)"
+    options = {{"nogil": True, "error_model": "numpy", "fastmath": {{"arcp", "contract", "nsz"}}}}
+    try:
+        return njit(signature, cache=cache, **options)(kernel)
+    except RuntimeError:
+        if not cache:
+            raise
+        return njit(signature, **options)(kernel)  # no folder in which numba may keep it
+"""

@@ -1,0 +1,341 @@
+"""The optimizer that runs any update rule: a `torch.optim.Optimizer` whose hyper-parameters may be schedules."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeAlias, dataclass_transform
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from trainwell.errors import InputError
+from trainwell.optim import by_name
+from trainwell.optim.batch import Plan
+
+Group: TypeAlias = dict[str, Any]
+Kernel: TypeAlias = Literal["auto", "reference", "numba", "triton"]
+
+_AT_LEAST_0 = {
+    "lr",
+    "eps",
+    "weight_decay",
+    "momentum",
+    "alpha",
+    "lr_decay",
+    "initial_accumulator_value",
+    "momentum_decay",
+}
+
+
+class _Option:
+    """A default of a hyper-parameter that is given by name alone."""
+
+    def __init__(self, default: Any) -> None:
+        self.default = default
+
+
+def option(*, default: Any, kw_only: Literal[True] = True) -> Any:
+    """Gives the default of a hyper-parameter that is given by name alone, as `maximize` is.
+
+    >>> class Plain(Optimizer):
+    ...     lr: Value = 1e-3
+    ...     noisy: bool = option(default=False)
+    >>> Plain([torch.nn.Parameter(torch.zeros(2))], 0.1, noisy=True).param_groups[0]["noisy"]
+    True
+    """
+    return _Option(default)
+
+
+def check_whole(group: Group, rule: str) -> None:
+    """Refuses what only a rule on single elements has: values for each member, and autograd through the step."""
+    for name, value in group.items():
+        values = value if isinstance(value, tuple) else (value,)
+        if name not in ("params", "param_names") and any(isinstance(x, list) for x in values):
+            raise InputError(f"{name} is a list: {rule} takes one value for all members, as it works on whole tensors")
+    if group["differentiable"]:
+        raise InputError(f"{rule} cannot be differentiated: its steps are in place; leave differentiable=False")
+
+
+@dataclass_transform(field_specifiers=(option,))
+class Optimizer(torch.optim.Optimizer):
+    """Runs an update rule; a rule is a subclass with its hyper-parameters and its formula.
+
+    The class body names the hyper-parameters with their defaults, and `update` is the formula on scalars: from `p`, `g`
+    and the state to the new values, in the same order, without `g`. Behind the star stand the hyper-parameters that it
+    uses, and if it likes `t`, the parameter's step counted from 1, and `first`, whether it is the first one. A formula
+    has arithmetic and the words of `trainwell.optim.formula`; it may branch on numbers.
+
+    >>> from trainwell.optim.formula import lerp, sign
+    >>> class Signum(Optimizer):
+    ...     lr: Value = 1e-3
+    ...     momentum: Value = 0.9
+    ...
+    ...     @staticmethod
+    ...     def update(p, g, momentum_buffer, *, lr, momentum):
+    ...         momentum_buffer = lerp(momentum_buffer, g, 1 - momentum)
+    ...         return p - lr * sign(momentum_buffer), momentum_buffer
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> weight.grad = torch.tensor([3.0, -0.1])
+    >>> Signum([weight], lr=0.5).step()
+    >>> weight.tolist()
+    [-0.5, 0.5]
+
+    Any hyper-parameter takes a number, a schedule (a function of the optimizer's step, counted from 0), or a list of
+    these: one for each member along the leading dimension of every parameter, for models that train stacked. A group
+    holds the current numbers, so that `torch.optim.lr_scheduler` works too. A number that is written into a group by
+    hand takes the place of its schedule until it is written back.
+
+    Args:
+        params: parameters, named parameters, or groups of them, as for any `torch.optim.Optimizer`. With names, a
+            loaded state is matched by name.
+        maximize: go uphill.
+        foreach, capturable, fused: torch's choices of an implementation; accepted, and of no influence.
+        differentiable: let autograd go through the step; then the reference runs.
+        kernel: "auto" takes the fastest that is proved on the device; "reference" is tensor operations, "numba" the
+            compiled pass on the CPU, "triton" the one on a GPU.
+
+    Raises:
+        InputError: a hyper-parameter is out of its range, or a gradient is sparse where the rule has no use for it.
+    """
+
+    params: ParamsT
+    maximize: bool = option(default=False)
+    foreach: bool | None = option(default=None)
+    capturable: bool = option(default=False)
+    differentiable: bool = option(default=False)
+    fused: bool | None = option(default=None)
+    kernel: Kernel = option(default="auto")
+
+    update: ClassVar[Callable[..., Any]]
+    initial: ClassVar[dict[str, str]] = {}  # arrays that do not begin with 0: the hyper-parameter they begin with
+    numbers: ClassVar[
+        dict[str, float]
+    ] = {}  # numbers in the state, the last arguments before the star: their beginning
+    sparse: ClassVar[bool] = False  # whether sparse gradients are taken
+
+    fields: ClassVar[dict[str, Any]] = {}
+    arrays: ClassVar[tuple[str, ...]] = ()
+    kept: ClassVar[tuple[str, ...]] = ()
+    wanted: ClassVar[tuple[str, ...]] = ()
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        cls.fields = cls.fields | _taken_fields(cls)
+        if "update" in cls.__dict__:
+            parameters = inspect.signature(cls.update).parameters.values()
+            state = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
+            cls.arrays = tuple(name for name in state if name not in cls.numbers)
+            cls.kept = ("step", *cls.numbers, *cls.arrays)
+            cls.wanted = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        cls.__signature__ = _signature(cls.fields)  # type: ignore[attr-defined]
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        bound = inspect.signature(type(self)).bind(*arguments, **options)
+        bound.apply_defaults()
+        defaults = dict(bound.arguments)
+        params, self.kernel = defaults.pop("params"), defaults.pop("kernel")
+        if self.kernel not in ("auto", "reference", "numba", "triton"):
+            raise InputError(f"kernel is {self.kernel!r}: it is one of auto, reference, numba, triton")
+        if defaults["foreach"] and defaults["fused"]:
+            raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch says it
+        self._plans: dict[int, Plan] = {}
+        super().__init__(params, defaults)
+
+    # ------------------------------------------------------------------ hyper-parameters
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Adds a group of parameters; its schedules are asked for the step that the optimizer is at."""
+        for name, default in self.defaults.items():
+            param_group.setdefault(name, default)
+        taken = max((group["steps"] for group in self.param_groups), default=0)
+        param_group |= {"steps": taken, "schedules": {}}
+        for name in self.fields:
+            if name in param_group:
+                self._take(param_group, name)
+        self.check(param_group)
+        super().add_param_group(param_group)
+        for name in self.initial:  # torch has it from the start too
+            for p in param_group["params"]:
+                self.state[p] = {"step": torch.zeros(()), name: torch.full_like(p, param_group[self.initial[name]])}
+
+    def _take(self, group: Group, name: str) -> None:
+        """Puts a schedule beside the group, and its current number into it."""
+        if isinstance(group[name], list) and isinstance(self.defaults[name], tuple):
+            group[name] = tuple(group[name])  # a pair that went through JSON
+        value = group[name]
+        group[name] = now = _at(value, group["steps"])
+        if now is not value:
+            group["schedules"][name] = (value, now)
+        kind = name.removeprefix("adamw_")  # of a companion rule
+        for number in _numbers(now):
+            if isinstance(number, Tensor) and number.numel() != 1:
+                raise InputError(f"{name} is a tensor of {number.numel()} values: Tensor {name} must be 1-element; "
+                                 "give a list for one value per member")  # fmt: skip
+            if kind in _AT_LEAST_0 and not number >= 0:
+                raise InputError(f"Invalid {name} value: {number}: it must be 0 or more")
+        if kind == "betas":
+            _check_betas(now)
+
+    @staticmethod
+    def check(group: Group) -> None:
+        """Refuses hyper-parameters that do not go together; a rule may have its own."""
+
+    def _follow_schedules(self, group: Group) -> None:
+        for name, (schedule, last) in group["schedules"].items():
+            if name == "lr" and "initial_lr" in group:
+                raise InputError("lr has a schedule of its own, and one of torch.optim.lr_scheduler: take one of them")
+            if group[name] is last or group[name] == last:  # else it was written by hand, which counts
+                group[name] = now = _at(schedule, group["steps"])
+                group["schedules"][name] = (schedule, now)
+
+    # ------------------------------------------------------------------ the step
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes one step.
+
+        Args:
+            closure: clears the gradients, computes the loss, its gradients, and returns it.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.set_grad_enabled(self.defaults["differentiable"]):
+            for group in self.param_groups:
+                self._follow_schedules(group)
+                self._step(group)
+                group["steps"] += 1
+        return loss
+
+    def _step(self, group: Group, some: list[Tensor] | None = None) -> None:
+        """Steps a group's parameters, or some of them, element by element; a rule on whole matrices has its own."""
+        parameters = group["params"] if some is None else some
+        grads = [p.grad for p in parameters]
+        there = [g for g in grads if g is not None]
+        if len(there) < len(grads):
+            parameters = [p for p, g in zip(parameters, grads, strict=True) if g is not None]
+        if not there:
+            return
+        plan = self._plans.get(id(group))
+        if plan is None or not plan.holds(parameters, there):
+            plan = self._plans[id(group)] = Plan(self, group, list(parameters))
+        plan.step(group, there)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns the state, as `torch.optim` has it; schedules are no state, only the step they are at."""
+        state = super().state_dict()
+        state["state"] = {
+            i: {name: value.clone() if name in ("step", *self.numbers) else value for name, value in values.items()}
+            for i, values in state["state"].items()
+            if values
+        }
+        state["param_groups"] = [
+            {name: value for name, value in group.items() if name != "schedules"} for group in state["param_groups"]
+        ]
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from a state of this optimizer or of the one in `torch.optim`.
+
+        Parameters with names on both sides are matched by name, whatever the order and the groups; others by their
+        place. Schedules stay those of this optimizer, at the saved step.
+
+        Raises:
+            InputError: a name is on one side alone.
+            ValueError: the groups do not match.
+        """
+        state_dict = by_name.arranged(state_dict, self.param_groups)
+        own = [{k: v for k, v in group.items() if k not in ("params", "steps")} for group in self.param_groups]
+        saved = state_dict["param_groups"]
+        groups = [mine | theirs for mine, theirs in zip(own, saved, strict=True)] if len(own) == len(saved) else saved
+        super().load_state_dict({**state_dict, "param_groups": groups})
+        self._after_load(state_dict["state"])
+
+    def _after_load(self, saved: dict[int, dict[str, Any]]) -> None:
+        keys = [i for group in self.state_dict()["param_groups"] for i in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, p in zip(keys, parameters, strict=True):
+            values = self.state.get(p, {})
+            for name in [name for name, value in values.items() if value is None]:  # torch's SGD has such
+                del values[name]
+            for name in ("step", *self.numbers):
+                if name in values:  # numbers keep their dtype and stay on the CPU
+                    values[name] = torch.as_tensor(saved[i][name]).detach().to("cpu", copy=True)
+        for group in self.param_groups:
+            for name, default in self.defaults.items():
+                if isinstance(default, tuple) and isinstance(group[name], list):  # it went through JSON
+                    group[name] = tuple(group[name])
+            if "steps" not in group:  # saved by torch
+                steps = [float(self.state[p]["step"]) for p in group["params"] if "step" in self.state.get(p, {})]
+                group["steps"] = round(max(steps, default=0))
+            for name, (schedule, _) in group["schedules"].items():
+                group[name] = now = _at(schedule, group["steps"])
+                group["schedules"][name] = (schedule, now)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"kernel": self.kernel}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plans = {}
+
+
+def _taken_fields(cls: type) -> dict[str, Any]:
+    """Takes the hyper-parameters' defaults off a class, where they would look like attributes of the optimizer."""
+    own = {}
+    for name, kind in inspect.get_annotations(cls).items():
+        if name in cls.__dict__ and not str(kind).startswith(("typing.ClassVar", "ClassVar")):
+            own[name] = cls.__dict__[name]
+            delattr(cls, name)
+    return own
+
+
+def _signature(fields: dict[str, Any]) -> inspect.Signature:
+    kinds = inspect.Parameter
+    by_place = [
+        kinds(name, kinds.POSITIONAL_OR_KEYWORD, default=value)
+        for name, value in fields.items()
+        if not isinstance(value, _Option)
+    ]
+    by_word = [
+        kinds(name, kinds.KEYWORD_ONLY, default=value.default)
+        for name, value in fields.items()
+        if isinstance(value, _Option)
+    ]
+    return inspect.Signature([kinds("params", kinds.POSITIONAL_OR_KEYWORD), *by_place, *by_word])
+
+
+Optimizer.fields = _taken_fields(Optimizer)
+Optimizer.__signature__ = _signature(Optimizer.fields)  # type: ignore[attr-defined]
+
+
+def _at(value: Any, step: int) -> Any:
+    """Returns a hyper-parameter at a step: schedules called, in pairs and in lists too."""
+    if callable(value) and not isinstance(value, Tensor):
+        return value(step)
+    if isinstance(value, tuple | list):
+        now = type(value)(_at(x, step) for x in value)
+        return value if all(a is b for a, b in zip(value, now, strict=True)) else now
+    return value
+
+
+def _numbers(value: Any) -> list[Any]:
+    """Returns the numbers in a hyper-parameter: one, those of a pair, those of the members."""
+    if isinstance(value, tuple | list):
+        return [number for part in value for number in _numbers(part)]
+    return [value] if isinstance(value, int | float | Tensor) and not isinstance(value, bool) else []
+
+
+def _check_betas(betas: Any) -> None:
+    kinds = {isinstance(beta, Tensor) for beta in betas}
+    if len(kinds) > 1:
+        raise InputError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        for number in _numbers(beta):
+            if not 0 <= number < 1:
+                raise InputError(f"Invalid beta parameter at index {i}: {number}: it must be from 0 to below 1")
