@@ -13,7 +13,7 @@ import trainwell as tw
 from trainwell import api
 from trainwell.cli import main
 
-FAST = ["--model", "mlp", "--threads", "1", "--sweep-steps", "30", "--trial-steps", "20"]
+FAST = ["--model", "mlp", "--precision", "fp32", "--threads", "1", "--sweep-steps", "30", "--trial-steps", "20"]
 
 
 def _main(capsys, *words):
@@ -45,7 +45,15 @@ def test_quiet_prints_the_one_line(capsys, tmp_path, monkeypatch):
 
 
 def test_the_same_recipe_gives_the_same_test():
-    options = {"model": "mlp", "drop_rate": 0.2, "threads": 1, "sweep_steps": 25, "trial_steps": 0, "quiet": True}
+    options = {
+        "model": "mlp",
+        "precision": "fp32",
+        "drop_rate": 0.2,
+        "threads": 1,
+        "sweep_steps": 25,
+        "trial_steps": 0,
+        "quiet": True,
+    }
     first, other = (api.lr_range("digits", seed=seed, **options) for seed in (0, 1))
     torch.rand(3)
     assert api.lr_range("digits", seed=0, **options) == first != other

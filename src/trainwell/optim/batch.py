@@ -9,7 +9,7 @@ from torch import Tensor
 
 from trainwell.errors import InputError
 from trainwell.optim.formula import Program, state_of, trace
-from trainwell.optim.kernels import cpu, reference
+from trainwell.optim.kernels import cpu, gpu, reference
 
 if TYPE_CHECKING:
     from trainwell.optim.optimizer import Group, Optimizer
@@ -107,13 +107,16 @@ def _path(optimizer: "Optimizer", p: Tensor, state: dict[str, Any]) -> str:
         if g.layout != torch.sparse_coo or not optimizer.sparse:
             raise InputError(f"{type(optimizer).__name__} does not support sparse gradients")
         return "sparse"
-    if optimizer.kernel == "triton" or p.device.type != "cpu" or optimizer.kernel == "reference":
-        return "triton" if optimizer.kernel == "triton" else "reference"
+    path = "triton" if optimizer.kernel == "triton" else "numba"
+    if path == "triton":
+        gpu.refuse_if_missing(p.device)
+    elif optimizer.kernel == "reference" or p.device.type != "cpu":
+        return "reference"
     arrays = [p, g, *[state[name] for name in optimizer.arrays if name in state]]
     plain = all(type(x) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) for x in (p, g))
     alike = all(x.dtype == p.dtype and x.stride() == p.stride() and x.device == p.device for x in arrays)
     if plain and alike and p.dtype in _REAL and _dense(p) and not optimizer.defaults["differentiable"]:
-        return "numba"
+        return path
     return "reference"
 
 
@@ -176,7 +179,7 @@ class Batch:
                 self._create(name, group)
         if self.path == "sparse":
             self._step_sparse(group, traced[0], grads)
-        elif self.path != "numba" or not self._step_compiled(traced, grads):
+        elif self.path == "reference" or not self._step_compiled(traced, grads):
             self._step_by_reference(traced, grads)
         for name, array in self.counters.items():
             if name == "step":
@@ -213,7 +216,8 @@ class Batch:
         together: dict[Program, list[int]] = {}
         for k, one in enumerate(traced):
             together.setdefault(one.program, []).append(k)
-        kernels = [cpu.compiled(program, dtype) for program in together]
+        compiled = gpu.compiled if self.path == "triton" else cpu.compiled
+        kernels = [compiled(program, dtype) for program in together]
         if None in kernels:
             return False
         for kernel, (program, members) in zip(kernels, together.items(), strict=True):
@@ -224,14 +228,17 @@ class Batch:
             numbers = np.array([traced[k].numbers for k in members], dtype=table.dtype)
             table.addresses[1] = table.spread([g.data_ptr() for g in grads])
             assert kernel is not None
-            cpu.run(kernel, table.addresses, table.cuts, table.rows, numbers)
+            if self.path == "triton":
+                gpu.run(kernel, table, numbers, self.parameters[0].device)
+            else:
+                cpu.run(kernel, table.addresses, table.cuts, table.rows, numbers)
         torch.autograd.graph.increment_version(self.parameters)
         return True
 
     def _table(self, names: tuple[str, ...], members: list[int]) -> "_Table":
-        return _Table(
-            self.parameters, [[values[name] for values in self.states] for name in names], members, self.members
-        )
+        state = [[values[name] for values in self.states] for name in names]
+        chunk = gpu.CHUNK if self.path == "triton" else cpu.CHUNK
+        return _Table(self.parameters, state, members, self.members, chunk)
 
     def _step_by_reference(self, traced: list[_Traced], grads: list[Any]) -> None:
         in_place = not self.optimizer.defaults["differentiable"]
@@ -292,14 +299,18 @@ class _Table:
         state: for each array of the state, its tensors.
         members: which members are passed over.
         of: how many there are, 0 for none.
+        chunk: how many elements are worked on in a piece.
     """
 
-    def __init__(self, parameters: list[Tensor], state: list[list[Tensor]], members: list[int], of: int) -> None:
+    def __init__(
+        self, parameters: list[Tensor], state: list[list[Tensor]], members: list[int], of: int, chunk: int
+    ) -> None:
         itemsize = _REAL[parameters[0].dtype].itemsize
         parts = 2 if parameters[0].is_complex() else 1
         sizes = [p.numel() * parts // max(of, 1) for p in parameters] * len(members)
         self.dtype = np.float64 if itemsize == 8 else np.float32
-        self.cuts = cpu.chunks(sizes, itemsize)
+        self.cuts = cpu.chunks(sizes, itemsize, chunk)
+        self.there: Any = None  # the same on a GPU
         self.rows = np.repeat(np.arange(len(members)), len(parameters))
         self._offsets = None
         if of:

@@ -149,19 +149,20 @@ def trace(
 @functools.lru_cache(maxsize=1024)
 def _program(inputs: tuple[str, ...], steps: tuple[tuple[Any, ...], ...], new: tuple[int, ...]) -> Program:
     """Leaves out state that the rule never reads: AMSGrad's maximum, when AMSGrad is off."""
-    read = {operand for step in steps for operand in step[1:]}
-    outputs = [
-        (inputs[index], value)
-        for index, value in zip((0, *range(2, len(inputs))), new, strict=True)
-        if (index in read or index == 0) and value != index
-    ]
+    changed = list(zip((0, *range(2, len(inputs))), new, strict=True))
+    read = _read(steps, tuple(value for index, value in changed if value != index))
+    outputs = [(inputs[index], value) for index, value in changed if (index in read or index == 0) and value != index]
     return Program(inputs, steps, tuple(outputs))
+
+
+def _read(steps: tuple[tuple[Any, ...], ...], outputs: tuple[int, ...]) -> set[int]:
+    return {operand for step in steps for operand in step[1:]} | set(outputs)
 
 
 @functools.lru_cache(maxsize=1024)
 def state_of(program: Program) -> tuple[str, ...]:
     """Returns the names of the state that a program reads, the only state that is kept."""
-    read = {operand for step in program.steps for operand in step[1:]}
+    read = _read(program.steps, tuple(value for _, value in program.outputs))
     return tuple(name for i, name in enumerate(program.inputs) if i >= 2 and i in read)
 
 

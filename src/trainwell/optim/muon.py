@@ -1,7 +1,8 @@
 """Muon: momentum whose matrices are made orthogonal, with AdamW beside it for what is no matrix."""
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from trainwell.optim.optimizer import Group, Optimizer, check_whole, option
 from trainwell.optim.rules import Adam, Pair
 from trainwell.optim.schedules import Value
 
+_adam: Callable[..., Any] = Adam.update
 _SCALES = (None, "original", "match_rms_adamw")
 
 
@@ -83,11 +85,11 @@ class Muon(Optimizer):
 
     @staticmethod
     def update(
-        p, g, exp_avg, exp_avg_sq, *,
-        t, lr, weight_decay, adamw_lr, adamw_betas, adamw_eps, adamw_weight_decay,
-    ):  # fmt: skip
+        p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, *, t: int, lr: float, weight_decay: float,
+        adamw_lr: float | None, adamw_betas: tuple[float, float], adamw_eps: float, adamw_weight_decay: float | None,
+    ) -> Any:  # fmt: skip
         """The companion: AdamW."""
-        return Adam.update(
+        return _adam(
             p, g, exp_avg, exp_avg_sq, 0, t=t, lr=lr if adamw_lr is None else adamw_lr, betas=adamw_betas,
             eps=adamw_eps, weight_decay=weight_decay if adamw_weight_decay is None else adamw_weight_decay,
             amsgrad=False, bias_correction=True, decoupled_weight_decay=True,

@@ -1,6 +1,7 @@
 """The optimizer that runs any update rule: a `torch.optim.Optimizer` whose hyper-parameters may be schedules."""
 
 import inspect
+import numbers
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, TypeAlias, dataclass_transform
 
@@ -37,6 +38,7 @@ class _Option:
 def option(*, default: Any, kw_only: Literal[True] = True) -> Any:
     """Gives the default of a hyper-parameter that is given by name alone, as `maximize` is.
 
+    >>> from trainwell.optim.schedules import Value
     >>> class Plain(Optimizer):
     ...     lr: Value = 1e-3
     ...     noisy: bool = option(default=False)
@@ -66,6 +68,7 @@ class Optimizer(torch.optim.Optimizer):
     has arithmetic and the words of `trainwell.optim.formula`; it may branch on numbers.
 
     >>> from trainwell.optim.formula import lerp, sign
+    >>> from trainwell.optim.schedules import Value
     >>> class Signum(Optimizer):
     ...     lr: Value = 1e-3
     ...     momentum: Value = 0.9
@@ -145,6 +148,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Adds a group of parameters; its schedules are asked for the step that the optimizer is at."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"a parameter group is a dict with 'params', not a {type(param_group).__name__}")
         for name, default in self.defaults.items():
             param_group.setdefault(name, default)
         taken = max((group["steps"] for group in self.param_groups), default=0)
@@ -155,19 +160,27 @@ class Optimizer(torch.optim.Optimizer):
         self.check(param_group)
         super().add_param_group(param_group)
         for name in self.initial:  # torch has it from the start too
+            start = param_group[self.initial[name]]
             for p in param_group["params"]:
-                self.state[p] = {"step": torch.zeros(()), name: torch.full_like(p, param_group[self.initial[name]])}
+                both = complex(start, start) if p.is_complex() else start  # each part is a number of its own
+                self.state[p] = {"step": torch.zeros(()), name: torch.full_like(p, both)}
 
     def _take(self, group: Group, name: str) -> None:
         """Puts a schedule beside the group, and its current number into it."""
-        if isinstance(group[name], list) and isinstance(self.defaults[name], tuple):
-            group[name] = tuple(group[name])  # a pair that went through JSON
+        default = self._default(name)
+        if isinstance(group[name], list):  # a pair that went through JSON; or members, of this group alone
+            group[name] = tuple(group[name]) if isinstance(default, tuple) else list(group[name])
         value = group[name]
         group[name] = now = _at(value, group["steps"])
         if now is not value:
             group["schedules"][name] = (value, now)
+        if isinstance(default, float) and now is not None and not _numbers(now):
+            raise InputError(f"{name} is {now!r}: give a number, a schedule, or a list with one for each member")
         kind = name.removeprefix("adamw_")  # of a companion rule
         for number in _numbers(now):
+            if isinstance(number, Tensor) and number.requires_grad and group["differentiable"]:
+                raise InputError(f"{name} requires a gradient: autograd goes through the step to the parameters and "
+                                 "their gradients, not to the hyper-parameters")  # fmt: skip
             if isinstance(number, Tensor) and number.numel() != 1:
                 raise InputError(f"{name} is a tensor of {number.numel()} values: Tensor {name} must be 1-element; "
                                  "give a list for one value per member")  # fmt: skip
@@ -175,6 +188,11 @@ class Optimizer(torch.optim.Optimizer):
                 raise InputError(f"Invalid {name} value: {number}: it must be 0 or more")
         if kind == "betas":
             _check_betas(now)
+
+    def _default(self, name: str) -> Any:
+        """Returns a hyper-parameter's default in the rule, whatever this optimizer was given."""
+        default = self.fields[name]
+        return default.default if isinstance(default, _Option) else default
 
     @staticmethod
     def check(group: Group) -> None:
@@ -206,6 +224,7 @@ class Optimizer(torch.optim.Optimizer):
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group in self.param_groups:
                 self._follow_schedules(group)
+            for group in self.param_groups:
                 self._step(group)
                 group["steps"] += 1
         return loss
@@ -228,16 +247,11 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """Returns the state, as `torch.optim` has it; schedules are no state, only the step they are at."""
-        state = super().state_dict()
-        state["state"] = {
-            i: {name: value.clone() if name in ("step", *self.numbers) else value for name, value in values.items()}
-            for i, values in state["state"].items()
-            if values
-        }
-        state["param_groups"] = [
-            {name: value for name, value in group.items() if name != "schedules"} for group in state["param_groups"]
-        ]
-        return state
+        ours = self.register_state_dict_post_hook(_storable, prepend=True)  # the user's hooks see what is returned
+        try:
+            return super().state_dict()
+        finally:
+            ours.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from a state of this optimizer or of the one in `torch.optim`.
@@ -246,29 +260,53 @@ class Optimizer(torch.optim.Optimizer):
         place. Schedules stay those of this optimizer, at the saved step.
 
         Raises:
-            InputError: a name is on one side alone.
+            InputError: a name is on one side alone, or twice.
             ValueError: the groups do not match.
         """
-        state_dict = by_name.arranged(state_dict, self.param_groups)
-        own = [{k: v for k, v in group.items() if k not in ("params", "steps")} for group in self.param_groups]
-        saved = state_dict["param_groups"]
-        groups = [mine | theirs for mine, theirs in zip(own, saved, strict=True)] if len(own) == len(saved) else saved
-        super().load_state_dict({**state_dict, "param_groups": groups})
-        self._after_load(state_dict["state"])
+        old, saved = self.param_groups, state_dict
+
+        def arrange(_: Any, state_dict: dict[str, Any]) -> dict[str, Any]:
+            nonlocal saved
+            saved = by_name.arranged(state_dict, old)
+            if len(old) == len(saved["param_groups"]):  # what was not saved stays as it is
+                own = [{k: v for k, v in group.items() if k not in ("params", "steps", "schedules")} for group in old]
+                groups = [mine | theirs for mine, theirs in zip(own, saved["param_groups"], strict=True)]
+                saved = {**saved, "param_groups": groups}
+            return saved
+
+        def adopt(_: Any) -> None:
+            for group, before in zip(self.param_groups, old, strict=True):
+                group["schedules"] = before["schedules"]
+                if "lr" in group["schedules"] and "initial_lr" not in before:
+                    group.pop("initial_lr", None)  # of a scheduler that the saved run had in place of our schedule
+            keys = [i for group in saved["param_groups"] for i in group["params"]]
+            self._after_load({place: saved["state"][i] for place, i in enumerate(keys) if i in saved["state"]})
+
+        # The user's hooks come before ours, and see after them what has become of the state.
+        first = self.register_load_state_dict_pre_hook(arrange)
+        last = self.register_load_state_dict_post_hook(adopt, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            first.remove()
+            last.remove()
 
     def _after_load(self, saved: dict[int, dict[str, Any]]) -> None:
-        keys = [i for group in self.state_dict()["param_groups"] for i in group["params"]]
+        """Puts right what was loaded, given the saved state of each parameter by its place."""
         parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(keys, parameters, strict=True):
+        for i, p in enumerate(parameters):
             values = self.state.get(p, {})
             for name in [name for name, value in values.items() if value is None]:  # torch's SGD has such
                 del values[name]
             for name in ("step", *self.numbers):
                 if name in values:  # numbers keep their dtype and stay on the CPU
                     values[name] = torch.as_tensor(saved[i][name]).detach().to("cpu", copy=True)
+            for name in self.arrays:
+                if name in values and values[name].layout != torch.strided:  # torch's momentum of sparse gradients
+                    values[name] = values[name].to_dense()
         for group in self.param_groups:
-            for name, default in self.defaults.items():
-                if isinstance(default, tuple) and isinstance(group[name], list):  # it went through JSON
+            for name in self.fields:
+                if isinstance(self._default(name), tuple) and isinstance(group[name], list):  # it went through JSON
                     group[name] = tuple(group[name])
             if "steps" not in group:  # saved by torch
                 steps = [float(self.state[p]["step"]) for p in group["params"] if "step" in self.state.get(p, {})]
@@ -295,6 +333,19 @@ def _taken_fields(cls: type) -> dict[str, Any]:
     return own
 
 
+def _storable(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Takes schedules out of a state, and its numbers out of the array that they share."""
+    numbers = ("step", *optimizer.numbers) if isinstance(optimizer, Optimizer) else ()
+    for i, values in list(state["state"].items()):
+        if values == {}:
+            del state["state"][i]
+        elif isinstance(values, dict):
+            state["state"][i] = {name: value.clone() if name in numbers else value for name, value in values.items()}
+    for group in state["param_groups"]:
+        group.pop("schedules", None)
+    return state
+
+
 def _signature(fields: dict[str, Any]) -> inspect.Signature:
     kinds = inspect.Parameter
     by_place = [
@@ -317,7 +368,7 @@ Optimizer.__signature__ = _signature(Optimizer.fields)  # type: ignore[attr-defi
 def _at(value: Any, step: int) -> Any:
     """Returns a hyper-parameter at a step: schedules called, in pairs and in lists too."""
     if callable(value) and not isinstance(value, Tensor):
-        return value(step)
+        return float(value(step))  # a plain one, which can be saved without code
     if isinstance(value, tuple | list):
         now = type(value)(_at(x, step) for x in value)
         return value if all(a is b for a, b in zip(value, now, strict=True)) else now
@@ -328,7 +379,7 @@ def _numbers(value: Any) -> list[Any]:
     """Returns the numbers in a hyper-parameter: one, those of a pair, those of the members."""
     if isinstance(value, tuple | list):
         return [number for part in value for number in _numbers(part)]
-    return [value] if isinstance(value, int | float | Tensor) and not isinstance(value, bool) else []
+    return [value] if isinstance(value, numbers.Real | Tensor) else []
 
 
 def _check_betas(betas: Any) -> None:

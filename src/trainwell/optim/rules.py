@@ -146,7 +146,7 @@ class NAdam(Optimizer):
     betas: Pair = (0.9, 0.999)
     eps: Value = 1e-8
     weight_decay: Value = 0.0
-    momentum_decay: float = 4e-3
+    momentum_decay: float | None = 4e-3
     decoupled_weight_decay: bool = False
 
     numbers: ClassVar = {"mu_product": 1.0}
@@ -157,7 +157,9 @@ class NAdam(Optimizer):
         t, lr, betas, eps, weight_decay, momentum_decay, decoupled_weight_decay,
     ):  # fmt: skip
         p, g = decayed(p, g, lr, weight_decay, decoupled_weight_decay)
-        mu, mu_next = (betas[0] * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
+        mu = mu_next = betas[0]
+        if momentum_decay is not None:
+            mu, mu_next = (betas[0] * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
         mu_product *= mu
         m = lerp(exp_avg, g, 1 - betas[0])
         v = lerp(exp_avg_sq, g * g, 1 - betas[1])

@@ -18,18 +18,19 @@ import torch
 
 from trainwell.optim.formula import Program, state_of
 from trainwell.optim.kernels import generated
+from trainwell.optim.kernels.text import expressions, statements
 from trainwell.threads import share
 
-_CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
+CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
 _FEW = 1 << 16  # elements that one thread is faster with
 
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
 
 
-def chunks(sizes: Sequence[int], itemsize: int) -> tuple[Counts, Counts, Counts]:
+def chunks(sizes: Sequence[int], itemsize: int, chunk: int = CHUNK) -> tuple[Counts, Counts, Counts]:
     """Cuts tensors of so many elements; returns of each chunk its tensor, its start in bytes, and its elements."""
-    cuts = [(i, start, min(_CHUNK, size - start)) for i, size in enumerate(sizes) for start in range(0, size, _CHUNK)]
+    cuts = [(i, start, min(chunk, size - start)) for i, size in enumerate(sizes) for start in range(0, size, chunk)]
     table = np.array(cuts, dtype=np.int64).reshape(-1, 3)
     return table[:, 0].copy(), table[:, 1] * itemsize, table[:, 2].copy()
 
@@ -51,7 +52,7 @@ def run(
         numbers: the program's numbers, in rows.
     """
     count = len(cuts[0])
-    threads = torch.get_num_threads() if count * _CHUNK > _FEW and int(cuts[2].sum()) > _FEW else 1
+    threads = torch.get_num_threads() if count * CHUNK > _FEW and int(cuts[2].sum()) > _FEW else 1
     if threads == 1:
         kernel(addresses, *cuts, rows, numbers, 0, count)
     else:
@@ -108,48 +109,28 @@ def _numba_is_there() -> bool:
 
 def source(program: Program, dtype: torch.dtype) -> str:
     """Returns the text of the module whose `make(cache)` compiles the program's kernel."""
-    names = [program.inputs[0], "g", *state_of(program)]
-    used = {program.inputs.index(name): f"a{k}[j]" for k, name in enumerate(names)}
-    value = [used.get(i, "?") for i in range(len(program.inputs))]
-    body = []
-
-    def term(i: int) -> str:
-        return value[i] if i >= 0 else f"n{-1 - i}"
-
-    for name, *operands in program.steps:
-        value.append(f"v{len(value)}")
-        body.append(f"{value[-1]} = {_EXPRESSIONS[name].format(*map(term, operands))}")
-    body += [f"w{k} = {term(i)}" for k, (_, i) in enumerate(program.outputs)]
-    body += [f"{used[program.inputs.index(name)]} = w{k}" for k, (name, _) in enumerate(program.outputs)]
-    count = 1 + max(
-        [-1 - i for step in program.steps for i in step[1:] if i < 0] + [-1 - i for _, i in program.outputs]
-    )
+    names = ["p", "g", *state_of(program)]
+    body, results, count = statements(program, {name: f"a{k}[j]" for k, name in enumerate(names)}, _EXPRESSIONS)
+    # All is read before anything is written, so that states may trade places.
+    body += [f"w{k} = {value}" for k, (_, value) in enumerate(results)]
+    body += [f"a{names.index(name)}[j] = w{k}" for k, (name, _) in enumerate(results)]
+    arrays = [f"a{k} = carray(pointer(addresses[{k}, i] + starts[c]), n)" for k in range(len(names))]
     return _TEMPLATE.format(
         type="float64" if dtype == torch.float64 else "float32",
-        arrays="\n            ".join(
-            f"a{k} = carray(pointer(addresses[{k}, i] + starts[c]), n)" for k in range(len(names))
-        ),
+        arrays="\n            ".join(arrays),
         numbers="\n            ".join(f"n{k} = numbers[row, {k}]" for k in range(count)),
         body="\n                ".join(body),
     )
 
 
-_EXPRESSIONS = {
-    "add": "{0} + {1}",
-    "sub": "{0} - {1}",
-    "mul": "{0} * {1}",
-    "div": "{0} / {1}",
-    "neg": "-{0}",
-    "sqrt": "np.sqrt({0})",
-    "abs": "abs({0})",
-    "sign": "(ONE if {0} > ZERO else (-ONE if {0} < ZERO else {0}))",  # NaN and 0 are themselves
-    "lerp": "{0} + {2} * ({1} - {0})",
-    "maximum": "({0} if {0} > {1} or {0} != {0} else {1})",
-    "minimum": "({0} if {0} < {1} or {0} != {0} else {1})",
-    "greater": "{0} > {1}",
-    "less": "{0} < {1}",
-    "where": "({1} if {0} else {2})",
-}
+_EXPRESSIONS = expressions(
+    sqrt="np.sqrt({0})",
+    abs="abs({0})",
+    sign="(ONE if {0} > ZERO else (-ONE if {0} < ZERO else {0}))",  # NaN and 0 are themselves
+    maximum="({0} if {0} > {1} or {0} != {0} else {1})",
+    minimum="({0} if {0} < {1} or {0} != {0} else {1})",
+    where="({1} if {0} else {2})",
+)
 
 # `carray` from the chunk's start, and a loop from 0: a loop from an offset is four times slower. The flags leave out
 # `nnan` and `ninf`, with which NaN would not stay NaN.
