@@ -27,7 +27,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import trainwell as tw
-from trainwell.optim.lr_range import lr_range
+from trainwell.optim.range_test import lr_range
 from trainwell.train.metrics import wilson_interval
 
 GRID = 1.5 ** np.arange(-24, 8.0)  # 6e-5 to 17

@@ -49,8 +49,15 @@ def limited(data: Data, limits: dict[str, int], seed: int) -> Data:
     return dataclasses.replace(data, **few, source="arrays")
 
 
-def run(source: str, fields: dict[str, Any], seed: int, split_seed: int, limits: dict[str, int]) -> dict[str, Any]:
-    data = limited(tw.load(source, split_seed=split_seed, quiet=True), limits, split_seed)
+def run(
+    source: str,
+    fields: dict[str, Any],
+    seed: int,
+    split_seed: int,
+    limits: dict[str, int],
+    split: dict[str, float],
+) -> dict[str, Any]:
+    data = limited(tw.load(source, split_seed=split_seed, quiet=True, **split), limits, split_seed)
     with tempfile.TemporaryDirectory() as folder:
         made = tw.fit(data, out=Path(folder) / "run", quiet=True, save_seconds=1e9, **{"seed": seed, **fields})
         return {name: made.result.get(name) for name in FIGURES}
@@ -73,6 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--same-split", action="store_true", help="split by seed 0 always")
     parser.add_argument("--limit", type=json.loads, default={}, help='such as {"train": 4000, "test": 20000}')
+    parser.add_argument("--split", type=json.loads, default={}, help='fractions, such as {"val": 0.04, "test": 0.4}')
     options = parser.parse_args()
 
     rows = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
@@ -86,7 +94,9 @@ def main() -> None:
 
     def one(name: str, fields: dict[str, Any], seed: int) -> dict[str, Any]:
         split_seed = 0 if options.same_split else seed
-        figures = run(options.source, {"threads": options.threads, **fields}, seed, split_seed, options.limit)
+        figures = run(
+            options.source, {"threads": options.threads, **fields}, seed, split_seed, options.limit, options.split
+        )
         return {"recipe": name, "fields": json.dumps(fields), "seed": seed, "split_seed": split_seed, **figures}
 
     work = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")

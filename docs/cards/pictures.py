@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 
 from trainwell import optim
 from trainwell.optim import schedules
-from trainwell.optim.lr_range import lr_range as range_test
+from trainwell.optim.range_test import lr_range as range_test
 
 HERE = Path(__file__).parent
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb2", "#c4622d", "#3a8f5c", "#7a5ca8", "#8a95a1"
@@ -560,7 +560,8 @@ def lr_range() -> None:
         return torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Tanh(), torch.nn.Linear(32, 10))
 
     for name, lr, color in (
-        ("very high: 1", 1.0, PURPLE), ("high: 0.1", 0.1, ORANGE), ("low: 0.0003", 3e-4, GREY), ("good: 0.02", 0.02, BLUE),
+        ("very high: 1", 1.0, PURPLE), ("high: 0.1", 0.1, ORANGE),
+        ("low: 0.0003", 3e-4, GREY), ("good: 0.02", 0.02, BLUE),
     ):  # fmt: skip
         net = model()
         optimizer, losses = optim.Adam(net.parameters(), lr=lr), []
@@ -608,14 +609,19 @@ PICTURES = {
 }  # fmt: skip
 
 
+def _shortened(svg: str) -> str:
+    """Rounds coordinates, which stand in quotes, to hundredths of a point; words and their numbers stay as they are."""
+    rounded = re.sub(r'"[^"]*"', lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), svg)
+    return re.sub(r" +$", "", rounded, flags=re.MULTILINE)
+
+
 def main() -> None:
     for name in sys.argv[1:] or PICTURES:
         PICTURES[name]()
         target = HERE / f"{name}.svg"
         plt.savefig(target, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
         plt.close("all")
-        short = re.sub(r"(\d+\.\d\d)\d+", r"\1", target.read_text(encoding="utf-8"))  # a hundredth of a point will do
-        target.write_text(re.sub(r" +$", "", short, flags=re.MULTILINE), encoding="utf-8")
+        target.write_text(_shortened(target.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"{target.name}: {target.stat().st_size / 1000:.0f} kB")
 
 

@@ -11,6 +11,7 @@ import inspect
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,12 +127,15 @@ def measured(card: str, rows: list[Row]) -> str:
         by_recipe.setdefault(row["recipe"], []).append(row)
     mine = [name for name in RECIPES[card] if name in by_recipe]
     if not mine:
-        return f"Not measured yet on the evidence task ({TASK})."
+        return textwrap.fill(f"Not measured yet on the evidence task: {TASK}.", 118)
     reference = next((name for name in REFERENCES if name in by_recipe), None)
     shown = list(dict.fromkeys(([reference] if reference else []) + mine))
     lines = [
-        f"{TASK}. Means over n seeds, with 95 % intervals (Student's); differences are paired by seed, and those whose "
-        "interval holds 0 are ties. The intervals are not widened for how many recipes were compared.",
+        textwrap.fill(
+            f"{TASK}. Means over n seeds, with 95 % intervals (Student's); differences are paired by seed, and those "
+            "whose interval holds 0 are ties. The intervals are not widened for how many recipes were compared.",
+            118,
+        ),
         "",
         f"| recipe | n | test accuracy, % | against {reference or 'nothing'}, points | seconds a run |",
         "|---|---|---|---|---|",
@@ -174,7 +178,8 @@ def _told(values: Sequence[float], form: str) -> str:
 
 
 def _fields(row: Row) -> str:
-    return " ".join(f"{name}={value}" for name, value in json.loads(row["fields"]).items())
+    given = json.loads(row["fields"])
+    return " ".join(f"{name}={str(value).lower() if value is True else value}" for name, value in given.items())
 
 
 # ---------------------------------------------------------------------- defaults
@@ -183,7 +188,7 @@ def _fields(row: Row) -> str:
 def defaults(card: str) -> str:
     """Returns the section of a card about the defaults."""
     if card == "lr_range":
-        from trainwell.optim.lr_range import lr_range
+        from trainwell.optim.range_test import lr_range
 
         return _of_functions((lr_range,))
     if card in RULES:
@@ -192,6 +197,7 @@ def defaults(card: str) -> str:
     text = _of_functions(made)
     if card in SCHEDULES:
         name = repr(make_schedule(Recipe(schedule=card, lr=0.1), 1000))
+        name = textwrap.fill(name, 110, subsequent_indent="    ")
         text += f"\n\nOver 1,000 steps with `lr=0.1`, `fit` makes of the name `{card}`:\n\n```text\n{name}\n```"
     return text
 
@@ -216,7 +222,9 @@ def _of_rule(kind: str, fields: dict[str, Any] | None) -> str:
 
 def _of_functions(functions: tuple[Callable[..., Any], ...]) -> str:
     """Returns each function's arguments with their defaults."""
-    return "\n\n".join(f"```text\n{_signature(function)}\n```" for function in functions)
+    return "\n\n".join(
+        f"```text\n{textwrap.fill(_signature(function), 110, subsequent_indent='    ')}\n```" for function in functions
+    )
 
 
 def _signature(function: Callable[..., Any]) -> str:

@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from trainwell import data, errors, lab, models, optim, random, train
-    from trainwell.api import dry_run, fit, resume
+    from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
     from trainwell.optim import schedules
@@ -25,6 +25,7 @@ __all__ = [
     "fit",
     "lab",
     "load",
+    "lr_range",
     "models",
     "optim",
     "random",
@@ -43,6 +44,7 @@ __getattr__ = attributes(
         "dry_run": "api",
         "fit": "api",
         "load": "data.sources",
+        "lr_range": "api",
         "resume": "api",
         "schedules": "optim",
     },

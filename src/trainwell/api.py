@@ -13,7 +13,7 @@ from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide, usual_folds
 from trainwell.data.sources import load, read
 from trainwell.errors import InputError, nearest
-from trainwell.optim.lr_range import RangeTest, check_range
+from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
 from trainwell.train import hardware, losses
 from trainwell.train.cross_validation import pooled, train_folds
@@ -23,8 +23,8 @@ from trainwell.train.folder import at_work_in, describe, how_to_resume, new_run,
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.lr_range import range_test
 from trainwell.train.prepare import Custom, prepared, tell
+from trainwell.train.range_test import range_test
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import keep_best, on_test_part, write_result
 
@@ -212,7 +212,7 @@ def lr_range(
         **options: as in `fit`.
 
     Returns:
-        The test; its `suggestion` is the rate. See `trainwell.optim.lr_range`.
+        The test; its `suggestion` is the rate. See `trainwell.optim.range_test`.
 
     Raises:
         InputError: something given cannot be used; the message says what to do.

@@ -148,10 +148,7 @@ def _in_child(queue, p, optimizer):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_it_works_in_a_forked_child():
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:]\n"
-        "import test_kernels; test_kernels.forked()\n"
-    )
+    code = "import sys; sys.path[:0] = sys.argv[1:]\nimport test_kernels; test_kernels.forked()\n"
     here = os.path.dirname(__file__)  # noqa: PTH120
     done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -267,7 +264,7 @@ WORDS = {
     "numbers": lambda p, g, m: (0.5 * m, 0.0),
     "the gradient itself": lambda p, g, m: (g + 0 * m, g),
     "joined": lambda p, g, m: (p - 0.1 * m / (abs(g) + 1), m + 3.0 * g),
-    "numbers first": lambda p, g, m: (1 / (2 + m * m) - p, where(0.1 < m, 1.0, m)),
+    "numbers first": lambda p, g, m: (1 / (2 + m * m) - p, where(m > 0.1, 1.0, m)),
     "from the nearer side": lambda p, g, m: (lerp(p, g, 1.0), lerp(m, g, 0.75)),
 }
 

@@ -107,10 +107,8 @@ print(len(cases), "agree")
 def test_the_triton_kernel_agrees_with_torch():
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    here = os.path.dirname(__file__)  # noqa: PTH120
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", _BY_TRITON, here], env=environment, capture_output=True, text=True, timeout=300
-    )
+    words = [sys.executable, "-W", "ignore", "-c", _BY_TRITON, os.path.dirname(__file__)]  # noqa: PTH120
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout == f"{len(CASES) + 1} agree\n"
 
@@ -118,7 +116,10 @@ def test_the_triton_kernel_agrees_with_torch():
 # ---------------------------------------------------------------------- what torch lacks, or has otherwise
 
 BY_OPTAX = {
-    "Lion": (lambda ps, k: optim.Lion(ps, 1e-2, weight_decay=0.1, kernel=k), optax.lion(1e-2, 0.9, 0.99, weight_decay=0.1)),
+    "Lion": (
+        lambda ps, k: optim.Lion(ps, 1e-2, weight_decay=0.1, kernel=k),
+        optax.lion(1e-2, 0.9, 0.99, weight_decay=0.1),
+    ),
     "NAdam with a constant beta": (
         lambda ps, k: optim.NAdam(ps, 1e-2, momentum_decay=None, kernel=k),
         optax.nadam(1e-2, 0.9, 0.999, eps=1e-8),

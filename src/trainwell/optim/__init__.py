@@ -7,10 +7,10 @@ from trainwell._lazy import attributes
 if TYPE_CHECKING:
     from trainwell.optim import schedules
     from trainwell.optim.groups import layer_decay_groups, no_decay_groups
-    from trainwell.optim.lr_range import lr_range
     from trainwell.optim.muon import Muon
     from trainwell.optim.optimizer import Optimizer, option
     from trainwell.optim.plateau import Plateau
+    from trainwell.optim.range_test import RangeTest, lr_range
     from trainwell.optim.rules import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
     from trainwell.optim.soap import SOAP
 
@@ -28,6 +28,7 @@ __all__ = [
     "Plateau",
     "RAdam",
     "RMSprop",
+    "RangeTest",
     "layer_decay_groups",
     "lr_range",
     "no_decay_groups",
@@ -44,7 +45,7 @@ __getattr__ = attributes(
         "Muon": "muon",
         "Plateau": "plateau",
         "SOAP": "soap",
-        "lr_range": "lr_range",
+        **dict.fromkeys(["RangeTest", "lr_range"], "range_test"),
         "schedules": "schedules",
     },
 )

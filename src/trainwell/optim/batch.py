@@ -1,5 +1,6 @@
 """Batches: the parameters of a group that take their step together, by one kernel and with the same numbers."""
 
+import operator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ _REAL = {
 class Plan:
     """The batches of a group; they hold as long as nothing moved and the same parameters have gradients."""
 
-    def __init__(self, optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -> None:
+    def __init__(self, optimizer: "Optimizer", group: "Group", parameters: list[Tensor], grads: list[Tensor]) -> None:
         members = _members(optimizer, group, parameters)
         alike: dict[Any, list[int]] = {}
         for i, p in enumerate(parameters):
@@ -33,41 +34,45 @@ class Plan:
         self.batches = [
             (Batch(optimizer, [parameters[i] for i in same], path, members), same) for (path, *_), same in alike.items()
         ]
-        self.state = optimizer.state
+        self.parameters, self.state = parameters, optimizer.state
         self.kept = [name for name in optimizer.kept if any(name in optimizer.state[p] for p in parameters)]
-        self.parameters, self.layout = parameters, None
-        self.layout = self._layout(parameters, [p.grad for p in parameters])
+        self.objects, self.layout = self._objects(parameters), _layout(parameters, grads)
 
-    def holds(self, parameters: list[Tensor], grads: list[Any]) -> bool:
+    def holds(self, parameters: list[Tensor], grads: list[Tensor]) -> bool:
         """Says whether the batches are still right for the parameters that have a gradient now."""
+        objects = self._objects(parameters)
         return (
-            self.layout is not None
-            and self.layout == self._layout(parameters, grads)
+            len(objects) == len(self.objects)
+            and all(map(operator.is_, objects, self.objects))
+            and self.layout is not None
+            and self.layout == _layout(parameters, grads)
             and all(batch.in_step() for batch, _ in self.batches)
         )
 
-    def step(self, group: "Group", grads: list[Any]) -> None:
+    def step(self, group: "Group", grads: list[Tensor]) -> None:
         """Takes the step of each batch."""
         for batch, places in self.batches:
             batch.step(group, grads if len(places) == len(grads) else [grads[i] for i in places])
 
-    def _layout(self, parameters: list[Tensor], grads: list[Any]) -> list[Any] | None:
-        """Returns what must stay the same; `None` if that cannot be told, as of sparse gradients."""
+    def _objects(self, parameters: list[Tensor]) -> list[Any]:
+        """Returns parameters, their states, and what is in these: somebody may have put others in their place."""
         states = [self.state.get(p, _NOTHING) for p in parameters]
-        tensors = [values.get(name) for name in self.kept for values in states]
-        try:
-            places = [p.data_ptr() for p in parameters]
-            strides = [p.stride() for p in parameters]
-            grad_strides = [g.stride() for g in grads]
-        except (RuntimeError, NotImplementedError):
-            return None
-        if self.layout is None:
-            self.held = states, tensors  # as long as they are, no other object has their ids
-        ids = [*map(id, parameters), *map(id, states), *map(id, tensors)]
-        return [places, strides, grad_strides, [g.dtype for g in grads], ids]
+        return [*parameters, *states, *[values.get(name) for name in self.kept for values in states]]
+
+
+def _layout(parameters: list[Tensor], grads: list[Tensor]) -> list[Any] | None:
+    """Returns where and how tensors lie; `None` if that cannot be told, as of sparse gradients."""
+    try:
+        strides: list[Any] = [*map(_is_contiguous, parameters), *map(_is_contiguous, grads)]
+        if not all(strides):
+            strides = [x.stride() for tensors in (parameters, grads) for x in tensors]
+        return [list(map(_address, parameters)), strides, [g.dtype for g in grads]]
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 _NOTHING: dict[str, Any] = {}
+_address, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous  # a hundred calls a step: none is looked up twice
 
 
 def _members(optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -> int:
@@ -114,10 +119,14 @@ def _path(optimizer: "Optimizer", p: Tensor, state: dict[str, Any]) -> str:
         return "reference"
     arrays = [p, g, *[state[name] for name in optimizer.arrays if name in state]]
     plain = all(type(x) in (Tensor, torch.nn.Parameter, torch.nn.Buffer) for x in (p, g))
-    alike = all(x.dtype == p.dtype and x.stride() == p.stride() and x.device == p.device for x in arrays)
+    alike = all(x.dtype == p.dtype and x.device == p.device and _lies_like(x, p) for x in arrays)
     if plain and alike and p.dtype in _REAL and _dense(p) and not optimizer.defaults["differentiable"]:
         return path
     return "reference"
+
+
+def _lies_like(x: Tensor, p: Tensor) -> bool:
+    return (x.is_contiguous() and p.is_contiguous()) or x.stride() == p.stride()
 
 
 def _dense(x: Tensor) -> bool:
@@ -226,12 +235,12 @@ class Batch:
             if table is None:
                 table = self._tables[names, *members] = self._table(names, members)
             numbers = np.array([traced[k].numbers for k in members], dtype=table.dtype)
-            table.addresses[1] = table.spread([g.data_ptr() for g in grads])
+            table.addresses[1] = table.spread(list(map(_address, grads)))
             assert kernel is not None
             if self.path == "triton":
                 gpu.run(kernel, table, numbers, self.parameters[0].device)
             else:
-                cpu.run(kernel, table.addresses, table.cuts, table.rows, numbers)
+                cpu.run(kernel, table.addresses, table.cuts, table.rows, numbers, table.count)
         torch.autograd.graph.increment_version(self.parameters)
         return True
 
@@ -310,6 +319,7 @@ class _Table:
         sizes = [p.numel() * parts // max(of, 1) for p in parameters] * len(members)
         self.dtype = np.float64 if itemsize == 8 else np.float32
         self.cuts = cpu.chunks(sizes, itemsize, chunk)
+        self.count = sum(sizes)
         self.there: Any = None  # the same on a GPU
         self.rows = np.repeat(np.arange(len(members)), len(parameters))
         self._offsets = None

@@ -38,6 +38,8 @@ class _Option:
 def option(*, default: Any, kw_only: Literal[True] = True) -> Any:
     """Gives the default of a hyper-parameter that is given by name alone, as `maximize` is.
 
+    Type checkers believe that it is by name alone only where `kw_only=True` is written out.
+
     >>> from trainwell.optim.schedules import Value
     >>> class Plain(Optimizer):
     ...     lr: Value = 1e-3
@@ -59,7 +61,11 @@ def check_whole(group: Group, rule: str) -> None:
 
 
 @dataclass_transform(field_specifiers=(option,))
-class Optimizer(torch.optim.Optimizer):
+class _Fields(torch.optim.Optimizer):
+    """Tells type checkers that annotations are arguments; those of this class itself would not be."""
+
+
+class Optimizer(_Fields):
     """Runs an update rule; a rule is a subclass with its hyper-parameters and its formula.
 
     The class body names the hyper-parameters with their defaults, and `update` is the formula on scalars: from `p`, `g`
@@ -102,12 +108,12 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     params: ParamsT
-    maximize: bool = option(default=False)
-    foreach: bool | None = option(default=None)
-    capturable: bool = option(default=False)
-    differentiable: bool = option(default=False)
-    fused: bool | None = option(default=None)
-    kernel: Kernel = option(default="auto")
+    maximize: bool = option(default=False, kw_only=True)
+    foreach: bool | None = option(default=None, kw_only=True)
+    capturable: bool = option(default=False, kw_only=True)
+    differentiable: bool = option(default=False, kw_only=True)
+    fused: bool | None = option(default=None, kw_only=True)
+    kernel: Kernel = option(default="auto", kw_only=True)
 
     update: ClassVar[Callable[..., Any]]
     initial: ClassVar[dict[str, str]] = {}  # arrays that do not begin with 0: the hyper-parameter they begin with
@@ -240,7 +246,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         plan = self._plans.get(id(group))
         if plan is None or not plan.holds(parameters, there):
-            plan = self._plans[id(group)] = Plan(self, group, list(parameters))
+            plan = self._plans[id(group)] = Plan(self, group, list(parameters), there)
         plan.step(group, there)
 
     # ------------------------------------------------------------------ state

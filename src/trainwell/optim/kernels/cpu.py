@@ -41,6 +41,7 @@ def run(
     cuts: tuple[Counts, Counts, Counts],
     rows: Counts,
     numbers: npt.NDArray[Any],
+    elements: int,
 ) -> None:
     """Calls a kernel on all chunks, in as many threads as torch uses if there is enough to do.
 
@@ -50,9 +51,10 @@ def run(
         cuts: from `chunks`.
         rows: of each tensor, its row of numbers.
         numbers: the program's numbers, in rows.
+        elements: how many there are in all.
     """
     count = len(cuts[0])
-    threads = torch.get_num_threads() if count * CHUNK > _FEW and int(cuts[2].sum()) > _FEW else 1
+    threads = torch.get_num_threads() if elements > _FEW else 1
     if threads == 1:
         kernel(addresses, *cuts, rows, numbers, 0, count)
     else:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainwell.errors import InputError
-from trainwell.optim.lr_range import RangeTest, lr_range
+from trainwell.optim.range_test import RangeTest, lr_range
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),

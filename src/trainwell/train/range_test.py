@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from trainwell import random
-from trainwell.optim.lr_range import RangeTest, lr_range
+from trainwell.optim.range_test import RangeTest, lr_range
 from trainwell.train.loop import Trainer
 
 
@@ -14,7 +14,7 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
 
     Args:
         trainer: with model, optimizer, batches and recipe; the recipe's own rate and schedule play no part.
-        **options: of `trainwell.optim.lr_range`: `low`, `high`, `steps`, `trial_steps`, `quiet`.
+        **options: of `trainwell.optim.range_test`: `low`, `high`, `steps`, `trial_steps`, `quiet`.
     """
     train, recipe = trainer.train, trainer.recipe
 
