@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 
 import trainwell as tw
 from trainwell import api, cli
+from trainwell.optim.kernels import cpu
 from trainwell.train.recipe import SCHEDULES
 
 HERE = Path(__file__).parent.parent / "docs" / "cards"
@@ -100,11 +101,18 @@ def test_the_numbers_in_a_picture_are_whole():
 # ---------------------------------------------------------------------- code
 
 
+@pytest.fixture
+def no_compiling(monkeypatch):
+    """Lets optimizers step by their reference: compiling each takes seconds, and is tested elsewhere."""
+    monkeypatch.setattr(cpu, "compiled", lambda *_: None)
+
+
 def _few_digits() -> tuple[torch.Tensor, torch.Tensor]:
     data = load_digits()
     return torch.tensor(data.data[:96], dtype=torch.float32) / 16, torch.tensor(data.target[:96])
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
 def test_the_code_for_a_loop_of_your_own_runs_and_learns(card):
     torch.manual_seed(0)
@@ -150,11 +158,12 @@ class _Fit:
         return self.real_range(self.data, **small, **options)
 
 
+@pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
 def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch):
     short = _Fit(tmp_path)
     monkeypatch.setattr(tw, "fit", short.fit, raising=False)
-    monkeypatch.setattr(api, "lr_range", short.lr_range)
+    monkeypatch.setattr(tw, "lr_range", short.lr_range, raising=False)
     [block] = _blocks(_sections(card)["In `fit`"], "python")
     exec(compile(block, f"{card}.md", "exec"), {})
     assert short.asked
@@ -233,6 +242,19 @@ def test_means_and_intervals_are_scipys(tmp_path):
     assert "(../evidence/optimizers.csv)" in text
 
 
+def test_what_decay_gives_is_paired_within_and_between_optimizers(tmp_path):
+    random = np.random.default_rng(1)
+    means = {"sgd-constant": 0.57, "sgd-cosine": 0.62, "adam-constant": 0.60, "adam-cosine": 0.61}
+    made = {name: random.normal(mean, 0.01, 8) for name, mean in means.items()}
+    text = tables.measured("constant", _write_rows(tmp_path / "rows.csv", {k: list(v) for k, v in made.items()}))
+    gains = [made[f"{kind}-cosine"] - made[f"{kind}-constant"] for kind in ("sgd", "adam")]
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    for line, values in zip(lines, [*gains, gains[0] - gains[1]], strict=True):
+        test = stats.ttest_1samp(100 * values, 0).confidence_interval()
+        assert _numbers(line) == pytest.approx([100 * values.mean(), test.low, test.high], abs=0.006)
+    assert "What a cosine gives" not in tables.measured("step", tables.read(tmp_path / "rows.csv"))
+
+
 def test_a_tie_is_called_one_and_few_seeds_are_told(tmp_path):
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": [0.70, 0.72, 0.71], "lion": [0.71, 0.70, 0.72]})
     text = tables.measured("lion", rows)
@@ -267,6 +289,17 @@ def test_rows_that_belong_nowhere_or_contradict_are_refused(tmp_path):
     (tmp_path / "two.csv").write_text(text.replace('""optimizer"": ""adam""', '""optimizer"": ""sgd""', 1))
     with pytest.raises(ValueError, match="has fields"):
         tables.read(tmp_path / "two.csv")
+
+
+def test_the_range_tests_table_says_what_its_benchmark_said():
+    said = (tables.RANGE_TEST.with_suffix(".txt")).read_text(encoding="utf-8")
+    [block] = re.findall(r"^held out, all optimizers, n = \d+\n(.*?)\n\n", said, re.DOTALL | re.MULTILINE)
+    for line in block.splitlines():
+        numbers = r" *(.+?) +([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]  ratio +([\d.]+) .* (\d+) steps"
+        rule, share, low, high, ratio, steps = re.fullmatch(numbers, line).groups()
+        told = rf"\| \**{re.escape(rule)}\** \| \d+ \| {share} \({low} to {high}\) \| {ratio} \| {steps} \|"
+        assert re.search(told, _text("lr_range")), rule
+    assert tables.measured_range_test(HERE / "none.csv") == "Not measured yet."
 
 
 def test_filling_leaves_the_rest_of_a_card_alone():

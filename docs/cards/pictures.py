@@ -20,7 +20,6 @@ from torch.nn.functional import cross_entropy
 
 from trainwell import optim
 from trainwell.optim import schedules
-from trainwell.optim.range_test import lr_range as range_test
 
 HERE = Path(__file__).parent
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb2", "#c4622d", "#3a8f5c", "#7a5ca8", "#8a95a1"
@@ -576,7 +575,7 @@ def lr_range() -> None:
     left.set(xlabel="step", ylabel="loss", ylim=(0.01, 200))
     legend(left, ncols=2, loc="upper center", fontsize=8)
     net = model()
-    found = range_test(net, optim.Adam(net.parameters()), list(batches(2)), cross_entropy, low=1e-4, quiet=True)
+    found = optim.lr_range(net, optim.Adam(net.parameters()), list(batches(2)), cross_entropy, low=1e-4, quiet=True)
     right.loglog(found.rates[: len(found.smoothed)], found.smoothed, color=BLUE, label="sweep, smoothed")
     ended = [(rate, loss) for rate, loss in found.trials if math.isfinite(loss)]
     right.plot(*zip(*sorted(ended), strict=True), color=ORANGE, marker="o", markersize=4, label="end of a trial")

@@ -10,6 +10,7 @@ import csv
 import inspect
 import json
 import re
+import statistics
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -30,7 +31,8 @@ TASK = (
     "CIFAR-10 with 4,000 training, 2,000 validation and 20,000 test images, a resnet14 of 16 base channels, 40 epochs, "
     "batches of 64"
 )
-LIMIT = '{"train": 4000, "val": 2000, "test": 20000}'
+SPLIT = """--split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 2000, "test": 20000}'"""
+RANGE_TEST = HERE.parent / "evidence" / "lr-range.csv"
 ENOUGH = 10  # seeds
 
 # The recipe that all others are compared with: the first of these that has rows.
@@ -50,9 +52,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
         name: (name, f"sgd-{name}", f"adam-{name}", f"adamw-{name}", "sgd-constant", "adam-constant")
         for name in SCHEDULES
     },
+    "constant": ("constant", "sgd-constant", "sgd-cosine", "sgd-step", "adam-constant", "adam-step"),
     "warmup": ("warmup", "no-warmup", "sgd-no-warmup", "adam-no-warmup", "adamw-no-warmup"),
     "groups": ("groups", "layer-decay", "decay-all"),
-    "lr_range": ("lr-range", "lr_range"),
+    "lr_range": (),  # has rows of its own
 }
 
 # The class of each optimizer's card, and the recipe with which `fit` makes it, if it does.
@@ -141,14 +144,33 @@ def measured(card: str, rows: list[Row]) -> str:
         "|---|---|---|---|---|",
     ]
     lines += [_line(name, by_recipe, reference) for name in shown]
+    if card == "constant":
+        lines += what_decay_gives(by_recipe)
     fewest = min(len(by_recipe[name]) for name in shown)
     if fewest < ENOUGH:
         lines += ["", f"**Fewer than {ENOUGH} seeds so far**: take it as a first look."]
     recipes = [f"'{name}: {_fields(by_recipe[name][0])}'" for name in shown]
     seeds = max(len(by_recipe[name]) for name in shown)
-    command = ["$ python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", f"--limit '{LIMIT}'"]
+    command = ["$ python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", SPLIT]
     lines += ["", "```console", " \\\n    ".join([*command, *recipes]), "```", ""]
     return "\n".join([*lines, f"[The raw rows](../evidence/{EVIDENCE.name})."])
+
+
+# Without decay and with it.
+DECAYS = {"SGD with momentum": ("sgd-constant", "sgd-cosine"), "Adam": ("adam-constant", "adam-cosine")}
+
+
+def what_decay_gives(by_recipe: dict[str, list[Row]]) -> list[str]:
+    """Returns lines on how much decay gives with each optimizer, and how much more with the first."""
+    if any(name not in by_recipe for names in DECAYS.values() for name in names):
+        return []
+    lines, gains = ["", "What a cosine gives over no decay, in points:", ""], []
+    for optimizer, names in DECAYS.items():
+        without, decayed = ({_key(row): 100 * float(row["test_accuracy"]) for row in by_recipe[name]} for name in names)
+        gains.append({key: decayed[key] - without[key] for key in without.keys() & decayed.keys()})
+        lines.append(f"- {optimizer}: {_told(list(gains[-1].values()), '{:+.2f}')}, n {len(gains[-1])}")
+    more = [gains[0][key] - gains[1][key] for key in gains[0].keys() & gains[1].keys()]
+    return [*lines, f"- more with the first: {_told(more, '{:+.2f}')}, n {len(more)}"]
 
 
 def _line(name: str, by_recipe: dict[str, list[Row]], reference: str | None) -> str:
@@ -182,15 +204,43 @@ def _fields(row: Row) -> str:
     return " ".join(f"{name}={str(value).lower() if value is True else value}" for name, value in given.items())
 
 
+def measured_range_test(path: Path) -> str:
+    """Returns the section of the range test's card: how often a suggestion is near the best rate."""
+    if not path.exists():
+        return "Not measured yet."
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["part"] == "held out"]
+    lines = [
+        textwrap.fill(
+            "On planted problems that had no say in how it was made: how often a suggested rate is within a factor of "
+            "3 of the best rate of a grid, with Wilson's 95 % interval (no suggestion counts as a miss); the median of "
+            "suggested over best; the steps it took. The other rules read the curve of one sweep alone.",
+            118,
+        ),
+        "",
+        "| rule | n | within a factor of 3, % | suggested / best | steps |",
+        "|---|---|---|---|---|",
+    ]
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        mine = [row for row in rows if row["rule"] == rule]
+        right = sum(row["right"] == "1" for row in mine)
+        interval = stats.binomtest(right, len(mine)).proportion_ci(method="wilson")
+        share = f"{100 * right / len(mine):.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+        ratio = statistics.median(float(row["ratio"]) for row in mine if row["ratio"] != "nan")
+        steps = statistics.mean(float(row["steps"]) for row in mine)
+        name = f"**{rule}**" if rule.startswith("lr_range") else rule
+        lines.append(f"| {name} | {len(mine)} | {share} | {ratio:.2g} | {steps:.0f} |")
+    command = f"$ python bench/lr_range.py --csv {path.name}"
+    return "\n".join([*lines, "", "```console", command, "```", "", f"[The raw rows](../evidence/{path.name})."])
+
+
 # ---------------------------------------------------------------------- defaults
 
 
 def defaults(card: str) -> str:
     """Returns the section of a card about the defaults."""
     if card == "lr_range":
-        from trainwell.optim.range_test import lr_range
-
-        return _of_functions((lr_range,))
+        return _of_functions((optim.lr_range,))
     if card in RULES:
         return _of_rule(*RULES[card])
     made = OTHERS.get(card) or (getattr(schedules, card),)
@@ -246,7 +296,8 @@ def _shown(value: Any) -> str:
 
 def filled(card: str, text: str, rows: list[Row]) -> str:
     """Returns a card's text with what is between the marks written anew."""
-    for mark, content in (("measured", measured(card, rows)), ("defaults", defaults(card))):
+    told = measured_range_test(RANGE_TEST) if card == "lr_range" else measured(card, rows)
+    for mark, content in (("measured", told), ("defaults", defaults(card))):
         pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
         if len(pattern.findall(text)) != 1:
             raise ValueError(f"{card}.md must have the marks <!-- {mark} --> and <!-- /{mark} --> once")

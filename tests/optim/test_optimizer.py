@@ -687,10 +687,10 @@ def test_gradients_that_are_stored_with_the_other_sign(kernel):
 
 
 def test_conjugate_gradients_are_read_as_what_they_are_or_refused():
-    values = torch.tensor([1 + 2j, 3 - 1j])
+    values = torch.tensor([1 + 2j, 3 - 1j], dtype=torch.complex128)
     results = []
     for conjugate in (False, True):
-        p = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+        p = nn.Parameter(torch.ones(2, dtype=torch.complex128))
         optimizer = optim.SGD([p], lr=0.1)
         p.grad = values.clone()
         optimizer.step()

@@ -215,7 +215,21 @@ class Batch:
             values["first"] = self.first
         for name in optimizer.numbers:
             values[name] = float(self.counters[name][0] if member is None else self.counters[name][0, member])
-        return _Traced(*trace(optimizer.update, ("p", "g", *optimizer.arrays), group["maximize"], **values))
+        decay = 0.0
+        if "weight_decay" in group and "weight_decay" not in optimizer.wanted:
+            decay = _own(group["weight_decay"], member)
+        shrink = 1 - _own(group["lr"], member) * decay if decay and group.get("decoupled_weight_decay") else None
+
+        def rule(p: Any, g: Any, *state: Any, **numbers: Any) -> Any:
+            if group["maximize"]:
+                g = -g
+            if shrink is not None:
+                p = p * shrink
+            elif decay:
+                g = g + decay * p
+            return optimizer.update(p, g, *state, **numbers)
+
+        return _Traced(*trace(rule, ("p", "g", *optimizer.arrays), **values))
 
     # ------------------------------------------------------------------ the paths
 
@@ -276,6 +290,8 @@ class Batch:
 
     def _rests(self, group: "Group") -> bool:
         """Says whether an element without a gradient stays as it is, and its state too."""
+        if group.get("weight_decay"):
+            return False
         optimizer, start = self.optimizer, [0.5] * len(self.optimizer.arrays)
         values = {name: _own(group[name], None) for name in optimizer.wanted if name in group}
         values |= {"t": 2} if "t" in optimizer.wanted else {}

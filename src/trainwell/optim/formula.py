@@ -114,14 +114,13 @@ class _Tracer:
 
 
 def trace(
-    update: Callable[..., Any], arrays: Sequence[str], maximize: bool = False, **numbers: Any
+    update: Callable[..., Any], arrays: Sequence[str], **numbers: Any
 ) -> tuple[Program, list[float], list[float]]:
     """Runs a rule on symbols; returns its program, the numbers in it, and the new numbers of the state.
 
     Args:
         update: the rule. It returns the new values of `p` and of the state, in the order of its arguments.
         arrays: `p`, `g` and the names of the arrays in the state.
-        maximize: whether the gradient changes its sign first.
         numbers: the rule's other arguments; those before its star, numbers of the state, it returns last.
 
     Raises:
@@ -129,8 +128,6 @@ def trace(
     """
     tracer = _Tracer(tuple(arrays))
     symbols = [Symbol(tracer, i) for i in range(len(tracer.inputs))]
-    if maximize:
-        symbols[1] = -symbols[1]
     values = update(*symbols, **numbers)
     values = values if isinstance(values, tuple) else (values,)
     changed = len(symbols) - 1  # all but the gradient

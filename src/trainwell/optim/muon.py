@@ -89,11 +89,14 @@ class Muon(Optimizer):
         adamw_lr: float | None, adamw_betas: tuple[float, float], adamw_eps: float, adamw_weight_decay: float | None,
     ) -> Any:  # fmt: skip
         """The companion: AdamW."""
-        return _adam(
-            p, g, exp_avg, exp_avg_sq, 0, t=t, lr=lr if adamw_lr is None else adamw_lr, betas=adamw_betas,
-            eps=adamw_eps, weight_decay=weight_decay if adamw_weight_decay is None else adamw_weight_decay,
-            amsgrad=False, bias_correction=True, decoupled_weight_decay=True,
-        )[:3]  # fmt: skip
+        lr = lr if adamw_lr is None else adamw_lr
+        decay = weight_decay if adamw_weight_decay is None else adamw_weight_decay
+        p = p * (1 - lr * decay) if decay else p
+        new = _adam(
+            p, g, exp_avg, exp_avg_sq, 0, t=t, lr=lr, betas=adamw_betas, eps=adamw_eps, amsgrad=False,
+            bias_correction=True,
+        )  # fmt: skip
+        return new[:3]
 
     @staticmethod
     def check(group: Group) -> None:
