@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 import trainwell as tw
 
@@ -24,6 +25,28 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     accuracy, label = capsys.readouterr().out.splitlines()
     assert 0.5 < float(accuracy.split()[0]) <= 1
     assert re.fullmatch(r"\['\d'\]", label)
+
+
+@pytest.mark.parametrize("name", ["docs/optim.md", "CONTRIBUTING.md"])
+def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in _blocks(ROOT / name, "python"):
+        exec(compile(block, name, "exec"), names)
+
+
+def test_the_pages_new_optimizer_steps():
+    """AdaBelief, as CONTRIBUTING shows it, moves by about its rate at first."""
+    names = {}
+    [block] = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimizer = names["AdaBelief"]([weight], lr=0.1)
+    for _ in range(3):
+        weight.grad = torch.tensor([4.0, -0.1])
+        optimizer.step()
+    assert weight[0] < -0.1
+    assert weight[1] > 0.1
 
 
 def test_the_readmes_recipe_is_one(tmp_path):

@@ -28,7 +28,7 @@ from trainwell.train.recipe import SCHEDULES, Recipe
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "evidence" / "optimizers.csv"
 TASK = (
-    "CIFAR-10 with 4,000 training, 2,000 validation and 20,000 test images, a resnet14 of 16 base channels, 40 epochs, "
+    "CIFAR-10 with 4,000 training, 2,000 validation and 20,000 test images, a resnet8 of 16 base channels, 40 epochs, "
     "batches of 64"
 )
 SPLIT = """--split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 2000, "test": 20000}'"""

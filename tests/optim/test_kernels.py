@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,7 +150,7 @@ def _in_child(queue, p, optimizer):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_it_works_in_a_forked_child():
     code = "import sys; sys.path[:0] = sys.argv[1:]\nimport test_kernels; test_kernels.forked()\n"
-    here = os.path.dirname(__file__)  # noqa: PTH120
+    here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-c", code, here], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.testing._internal.common_optimizers import optim_db
 
+from torch_table import optim_db
 from trainwell.errors import InputError
 from trainwell.optim import schedules
 from trainwell.optim.muon import Muon, orthogonalized

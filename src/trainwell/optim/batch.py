@@ -1,6 +1,7 @@
 """Batches: the parameters of a group that take their step together, by one kernel and with the same numbers."""
 
 import operator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,18 +35,21 @@ class Plan:
         self.batches = [
             (Batch(optimizer, [parameters[i] for i in same], path, members), same) for (path, *_), same in alike.items()
         ]
-        self.parameters, self.state = parameters, optimizer.state
-        self.kept = [name for name in optimizer.kept if any(name in optimizer.state[p] for p in parameters)]
-        self.objects, self.layout = self._objects(parameters), _layout(parameters, grads)
+        self.optimizer, self.group, self.lengths = optimizer, group, _lengths(optimizer, group)
+        self.parameters, self.looks_alike = parameters, _guard([*parameters, *grads])
+        self.numbers: list[str] = []
+        self.arrays: list[str] = []
+        self.objects: list[Any] = []
 
     def holds(self, parameters: list[Tensor], grads: list[Tensor]) -> bool:
         """Says whether the batches are still right for the parameters that have a gradient now."""
-        objects = self._objects(parameters)
+        objects, tensors = self._objects(parameters)
         return (
             len(objects) == len(self.objects)
             and all(map(operator.is_, objects, self.objects))
-            and self.layout is not None
-            and self.layout == _layout(parameters, grads)
+            and self.looks_alike(*parameters, *grads)
+            and self.addresses == _addresses(tensors)
+            and self.lengths == _lengths(self.optimizer, self.group)
             and all(batch.in_step() for batch, _ in self.batches)
         )
 
@@ -53,26 +57,48 @@ class Plan:
         """Takes the step of each batch."""
         for batch, places in self.batches:
             batch.step(group, grads if len(places) == len(grads) else [grads[i] for i in places])
+        if not self.objects:  # by now the state is there
+            states = [self.optimizer.state[p] for p in self.parameters]
+            self.numbers = [name for name in ("step", *self.optimizer.numbers) if any(name in s for s in states)]
+            self.arrays = [name for name in self.optimizer.arrays if any(name in s for s in states)]
+            self.objects, tensors = self._objects(self.parameters)
+            self.addresses = _addresses(tensors)
 
-    def _objects(self, parameters: list[Tensor]) -> list[Any]:
-        """Returns parameters, their states, and what is in these: somebody may have put others in their place."""
-        states = [self.state.get(p, _NOTHING) for p in parameters]
-        return [*parameters, *states, *[values.get(name) for name in self.kept for values in states]]
+    def _objects(self, parameters: list[Tensor]) -> tuple[list[Any], list[Any]]:
+        """Returns what somebody may have replaced, parameters and state; and of these what lies somewhere."""
+        states = [self.optimizer.state.get(p, _NOTHING) for p in parameters]
+        arrays = [values.get(name) for name in self.arrays for values in states]
+        numbers = [values.get(name) for name in self.numbers for values in states]
+        return [*states, *numbers, *parameters, *arrays], [*parameters, *arrays]
 
 
-def _layout(parameters: list[Tensor], grads: list[Tensor]) -> list[Any] | None:
-    """Returns where and how tensors lie; `None` if that cannot be told, as of sparse gradients."""
+def _addresses(tensors: list[Any]) -> list[int]:
+    """Returns where tensors lie: with `.data` the same one gets other memory."""
     try:
-        strides: list[Any] = [*map(_is_contiguous, parameters), *map(_is_contiguous, grads)]
-        if not all(strides):
-            strides = [x.stride() for tensors in (parameters, grads) for x in tensors]
-        return [list(map(_address, parameters)), strides, [g.dtype for g in grads]]
-    except (RuntimeError, NotImplementedError):
-        return None
+        return list(map(_address, tensors))
+    except (RuntimeError, NotImplementedError, TypeError):  # other kinds, which the reference steps; or none
+        return []
+
+
+def _guard(tensors: list[Tensor]) -> Callable[..., bool]:
+    """Returns a function that says whether tensors are like these: their kind, dtype, device, sizes and strides."""
+    try:
+        from torch._C._dynamo.guards import TensorGuards  # torch.compile's own check, ten times as fast as ours
+
+        check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        return check
+    except (ImportError, AttributeError, TypeError, RuntimeError):
+        likes = [_like(x) for x in tensors]
+        return lambda *others: [_like(x) for x in others] == likes
+
+
+def _like(x: Tensor) -> Any:
+    strides = x.stride() if x.layout == torch.strided else None
+    return type(x), x.dtype, x.device, x.layout, x.shape, strides, x.is_neg(), x.is_conj()
 
 
 _NOTHING: dict[str, Any] = {}
-_address, _is_contiguous = Tensor.data_ptr, Tensor.is_contiguous  # a hundred calls a step: none is looked up twice
+_address = Tensor.data_ptr  # a hundred calls a step: it is not looked up each time
 
 
 def _members(optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -> int:
@@ -81,9 +107,7 @@ def _members(optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -
     Raises:
         InputError: the lists are of different lengths, or a parameter's leading dimension is another.
     """
-    values = [group[name] for name in optimizer.fields if name in group]
-    values += [x for value in values if isinstance(value, tuple) for x in value]
-    lengths = {len(value) for value in values if isinstance(value, list)}
+    lengths = _lengths(optimizer, group)
     if not lengths:
         return 0
     if len(lengths) > 1:
@@ -94,6 +118,12 @@ def _members(optimizer: "Optimizer", group: "Group", parameters: list[Tensor]) -
             raise InputError(f"a parameter has shape {tuple(p.shape)}: for {members} members, of which the "
                              "hyper-parameters hold one value each, its first dimension must be so long")  # fmt: skip
     return members
+
+
+def _lengths(optimizer: "Optimizer", group: "Group") -> set[int]:
+    values = [group[name] for name in optimizer.fields if name in group]
+    values += [x for value in values if isinstance(value, tuple) for x in value]
+    return {len(value) for value in values if isinstance(value, list)}
 
 
 def _kind(optimizer: "Optimizer", p: Tensor) -> tuple[Any, ...]:
@@ -126,6 +156,8 @@ def _path(optimizer: "Optimizer", p: Tensor, state: dict[str, Any]) -> str:
 
 
 def _lies_like(x: Tensor, p: Tensor) -> bool:
+    if x.shape != p.shape or x.is_neg() or x.is_conj():
+        return False
     return (x.is_contiguous() and p.is_contiguous()) or x.stride() == p.stride()
 
 
@@ -203,7 +235,7 @@ class Batch:
         for p, values in zip(self.parameters, self.states, strict=True):
             values[name] = torch.zeros_like(p, memory_format=torch.preserve_format)
             if start is not None:
-                values[name].fill_(group[start])
+                values[name].fill_(complex(group[start], group[start]) if p.is_complex() else group[start])
 
     def _traced(self, group: "Group", member: int | None) -> _Traced:
         """Traces the rule with the numbers of this step."""

@@ -41,7 +41,6 @@ def option(*, default: Any, kw_only: Literal[True] = True) -> Any:
     Type checkers believe that it is by name alone only where `kw_only=True` is written out.
 
     >>> from trainwell.optim.schedules import Value
-    >>> from trainwell.optim.schedules import Value
     >>> class Plain(Optimizer):
     ...     lr: Value = 1e-3
     ...     noisy: bool = option(default=False)
@@ -72,8 +71,8 @@ class Optimizer(_Fields):
     The class body names the hyper-parameters with their defaults, and `update` is the formula on scalars: from `p`, `g`
     and the state to the new values, in the same order, without `g`. Behind the star stand the hyper-parameters that it
     uses, and if it likes `t`, the parameter's step counted from 1, and `first`, whether it is the first one. A formula
-    has arithmetic and the words of `trainwell.optim.formula`; it may branch on numbers. A `weight_decay` that the formula
-    leaves alone is done before it: `g += weight_decay * p`, or `p *= 1 - lr * weight_decay` where a
+    has arithmetic and the words of `trainwell.optim.formula`; it may branch on numbers. A `weight_decay` that the
+    formula leaves alone is done before it: `g += weight_decay * p`, or `p *= 1 - lr * weight_decay` where a
     `decoupled_weight_decay` is true.
 
     >>> from trainwell.optim.formula import lerp, sign

@@ -9,7 +9,9 @@ Names, defaults and state are those of `torch.optim`: a line that was written fo
 crosses in both directions.
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from trainwell.errors import InputError
 from trainwell.optim.formula import lerp, maximum, sign, sqrt
@@ -63,7 +65,8 @@ class SGD(Optimizer):
     @staticmethod
     def check(group: Group) -> None:
         """Refuses what Nesterov's momentum is not defined for."""
-        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+        still = group["momentum"] == 0 and "momentum" not in group["schedules"]  # a schedule may begin at 0
+        if group["nesterov"] and (still or group["dampening"] != 0):
             raise InputError("Nesterov momentum requires a momentum above 0 and zero dampening")
 
 
@@ -110,7 +113,8 @@ class RMSprop(Optimizer):
     """RMSProp: AdaGrad that forgets.
 
     `s = alpha * s + (1 - alpha) * g * g; p -= lr * g / (sqrt(s) + eps)`: Tieleman and Hinton, *Lecture 6.5* (2012).
-    With `centered`, `s` less the square of the mean gradient: Graves, *Generating sequences* (2013), equations 38 to 40.
+    With `centered`, `s` less the square of the mean gradient: Graves, *Generating sequences with recurrent neural
+    networks* (2013), equations 38 to 40.
 
     Args:
         params: parameters, named parameters, or groups of them.
@@ -192,6 +196,14 @@ class Adam(Optimizer):
         c1, c2 = (1 - betas[0] ** t, 1 - betas[1] ** t) if bias_correction else (1, 1)
         return p - lr / c1 * m / (sqrt(largest) / sqrt(c2) + eps), m, v, largest
 
+    @staticmethod
+    def check(group: Group) -> None:
+        """Refuses what torch refuses, so that a line that runs here runs there."""
+        for name in ("lr", "betas"):
+            tensors = [isinstance(x, Tensor) for x in (group[name] if name == "betas" else [group[name]])]
+            if any(tensors) and group["foreach"] and not group["capturable"]:
+                raise InputError(f"{name} as a Tensor is not supported for capturable=False and foreach=True")
+
 
 class AdamW(Adam):
     """AdamW: Adam whose weight decay shrinks the weights themselves, past the means.
@@ -209,6 +221,11 @@ class AdamW(Adam):
 
     weight_decay: Value = 1e-2
     decoupled_weight_decay: bool = option(default=True)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # whatever rule the state comes from
+            group["decoupled_weight_decay"] = True
 
 
 class Adamax(Optimizer):
@@ -291,7 +308,8 @@ class RAdam(Optimizer):
     """RAdam: Adam that waits until its mean square is known well enough.
 
     Liu et al., *On the variance of the adaptive learning rate and beyond* (2020), algorithm 2: while the length `rho`
-    of the average is at most 5, steps go along the mean gradient alone; then they grow to Adam's by the rectifying factor.
+    of the average is at most 5, steps go along the mean gradient alone; then the rectifying factor lets them grow to
+    Adam's.
 
     Args:
         params: parameters, named parameters, or groups of them.

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,15 @@ _CLASSES = {
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the optimizer of a resolved recipe; biases and norm scales do not decay."""
     assert recipe.weight_decay is not None
-    options = {} if recipe.lr is None else {"lr": recipe.lr}  # a schedule that is written out says the rates itself
+    options: dict[str, Any] = (
+        {} if recipe.lr is None else {"lr": recipe.lr}
+    )  # a schedule that is written out says the rates itself
     if recipe.optimizer in ("sgd", "rmsprop"):
         options["momentum"] = recipe.momentum
     if recipe.optimizer == "sgd":
         options["nesterov"] = recipe.momentum > 0
+    if recipe.optimizer == "muon":  # so that one rate fits matrices and, by AdamW, the rest
+        options["adjust_lr_fn"] = "match_rms_adamw"
     make: Callable[..., torch.optim.Optimizer] = getattr(optim, _CLASSES[recipe.optimizer])
     return make(no_decay_groups(model, recipe.weight_decay), **options)
 
@@ -33,8 +38,14 @@ def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
     if recipe.schedule not in _SHAPES:
         return schedules.parse(recipe.schedule)
     assert recipe.lr is not None
-    schedule = _SHAPES[recipe.schedule](recipe.lr, total_steps)
     rise = 0 if recipe.schedule in OWN_RISE else round(recipe.warmup * total_steps)
+    if rise and recipe.schedule in (
+        "exponential",
+        "inverse_time",
+    ):  # under the ramp they would never be at their highest
+        falls = _SHAPES[recipe.schedule](recipe.lr, max(1, total_steps - rise))
+        return schedules.then(schedules.warmup(recipe.lr, steps=rise), falls, at=rise)
+    schedule = _SHAPES[recipe.schedule](recipe.lr, total_steps)
     if rise:
         schedule = schedules.warmup(schedule, steps=rise)
     if recipe.schedule == "plateau":

@@ -16,7 +16,7 @@ _MOST_THREADS = 1_024
 _BATCH_SIZE = 128
 _RATES = {
     "adamw": 2e-3, "adam": 2e-3, "adamax": 4e-3, "nadam": 2e-3, "radam": 2e-3, "lion": 2e-4, "sgd": 0.1,
-    "rmsprop": 1e-3, "adagrad": 1e-2, "muon": 2e-2, "soap": 3e-3,
+    "rmsprop": 1e-3, "adagrad": 1e-2, "muon": 2e-3, "soap": 3e-3,
 }  # fmt: skip
 _DECAYS = {"adamw": 0.05, "lion": 0.5, "muon": 0.05, "soap": 0.05, "sgd": 5e-4}
 SCHEDULES = (

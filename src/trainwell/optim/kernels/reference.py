@@ -35,6 +35,8 @@ def run(program: Program, numbers: Sequence[float], arrays: dict[str, list[Tenso
         in_place: whether passing results are overwritten; not if autograd shall go through the step.
     """
     values: list[Any] = [arrays.get(name) for name in program.inputs]
+    if not in_place:  # autograd keeps operands, and what is in `arrays` will be overwritten
+        values = [x and [tensor.clone() for tensor in x] for x in values]
     for call in _calls(program, in_place):
         operands = [values[i] if i >= 0 else numbers[-1 - i] for i in call.operands]
         factor = None if call.factor is None else call.sign * numbers[-1 - call.factor]

@@ -1,0 +1,77 @@
+"""Is decay of the rate worth more to SGD than to Adam? {SGD with momentum, Adam} × {no decay, step, cosine}.
+
+    python bench/rate_decay.py cifar10/train [--jobs 2]
+
+The evidence task: 4,000 training images of CIFAR-10, 2,000 for validation, 20,000 for the test, resnet8 (16 base
+channels), 40 epochs, batches of 64, no weight decay, the last weights. First each of the six cells is run at three
+rates, half a decade apart, with one seed; the best by *validation* accuracy is kept. If that is at an edge, a rate
+beyond it is tried, for all cells of that optimizer alike. Then each cell is run with ten seeds. Rows are appended as
+runs end: stop it, and start it again at will.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EVIDENCE = HERE.parent / "docs" / "evidence"
+RATES = {"sgd": (0.1, 0.03, 0.3), "adam": (0.003, 0.001, 0.01)}
+BEYOND = {"sgd": {0.3: 1.0, 0.03: 0.01}, "adam": {0.01: 0.03, 0.001: 0.0003}}
+CELLS = [(optimizer, schedule) for optimizer in RATES for schedule in ("constant", "step", "cosine")]
+TASK = "model=resnet8 epochs=40 batch_size=64 weight_decay=0.0 restore_best=false"
+
+
+def seeds(options: argparse.Namespace, rows: Path, recipes: list[str], count: int) -> None:
+    """Runs recipes by `seeds.py`, without those whose rows are there."""
+    split, limit = '{"val": 0.04, "test": 0.4}', '{"train": 4000, "val": 2000, "test": 20000}'
+    subprocess.run(
+        [sys.executable, HERE / "seeds.py", options.source, "--same-split", "--split", split, "--limit", limit,
+         "--jobs", str(options.jobs), "--csv", rows, "--seeds", str(count), *recipes],
+        check=True,
+    )  # fmt: skip
+
+
+def best_rates(rows: Path) -> dict[tuple[str, str], float]:
+    """Returns the rate of each cell that did best on validation."""
+    best: dict[tuple[str, str], tuple[float, float]] = {}
+    with rows.open(newline="") as file:
+        for row in csv.DictReader(file):
+            fields = json.loads(row["fields"])
+            cell = fields["optimizer"], fields["schedule"]
+            best[cell] = max(best.get(cell, (0.0, 0.0)), (float(row["val_accuracy"]), fields["lr"]))
+    return {cell: rate for cell, (_, rate) in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the folder of CIFAR-10's training images, a class a folder")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--folder", type=Path, default=EVIDENCE, help="where the rows are")
+    options = parser.parse_args()
+    tuning, rows = options.folder / "optimizers-tuning.csv", options.folder / "optimizers.csv"
+    rates = {optimizer: list(values) for optimizer, values in RATES.items()}
+    while True:
+        tried = [
+            f"{optimizer}-{schedule}-{lr}: optimizer={optimizer} schedule={schedule} lr={lr} {TASK}"
+            for optimizer, schedule in CELLS
+            for lr in rates[optimizer]
+        ]
+        seeds(options, tuning, tried, 1)
+        best = best_rates(tuning)
+        more = {(o, BEYOND[o][lr]) for (o, _), lr in best.items() if BEYOND[o].get(lr) not in (None, *rates[o])}
+        if not more:
+            break
+        for optimizer, lr in more:
+            rates[optimizer].append(lr)
+    print("best rates:", best)
+    seeds(
+        options, rows, [f"{o}-{s}: optimizer={o} schedule={s} lr={best[o, s]} {TASK}" for o, s in CELLS], options.seeds
+    )
+
+
+if __name__ == "__main__":
+    main()
