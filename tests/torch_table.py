@@ -1,14 +1,11 @@
 """Torch's own table of optimizers: their configurations, and what they refuse."""
 
 import warnings
+from unittest import mock
 
-import torch
-
-with warnings.catch_warnings():
+# Torch's test utilities forbid to set `torch.backends` flags once they are imported; `fit` sets some.
+with mock.patch("torch.backends.disable_global_flags"), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_optimizers import optim_db
-
-# Importing torch's test utilities forbids to set `torch.backends` flags from then on; `fit` sets some.
-setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
 
 __all__ = ["optim_db"]
