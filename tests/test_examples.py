@@ -20,8 +20,9 @@ def _blocks(path: Path, language: str) -> list[str]:
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    [block] = _blocks(ROOT / "README.md", "python")
-    exec(compile(block, "README.md", "exec"), {})
+    names = {}
+    for block in _blocks(ROOT / "README.md", "python"):
+        exec(compile(block, "README.md", "exec"), names)
     accuracy, label = capsys.readouterr().out.splitlines()
     assert 0.5 < float(accuracy.split()[0]) <= 1
     assert re.fullmatch(r"\['\d'\]", label)

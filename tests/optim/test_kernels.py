@@ -379,6 +379,20 @@ def test_a_rule_of_ten_lines_takes_every_path():
     assert torch.equal(stacked.detach()[4, 0], start[4])
 
 
+def test_members_whose_pieces_do_not_lie_together_are_stepped_right():
+    """Stacked along a dimension that is the innermost in memory."""
+    torch.manual_seed(0)
+    value, g = torch.randn(5, 3), torch.randn(5, 3)
+    ours, alone = torch.nn.Parameter(value.clone().t()), [torch.nn.Parameter(row.clone()) for row in value.t()]
+    ours.grad = g.clone().t()
+    optimizer = optim.Adam([ours], lr=[0.1, 0.2, 0.3])
+    optimizer.step()
+    for row, gradient, rate in zip(alone, g.t(), (0.1, 0.2, 0.3), strict=True):
+        row.grad = gradient.clone()
+        torch.optim.Adam([row], lr=rate).step()
+    torch.testing.assert_close(ours.detach(), torch.stack([row.detach() for row in alone]))
+
+
 @settings(max_examples=25, deadline=None)
 @given(sizes=st.lists(st.integers(0, 40_000), max_size=6), itemsize=st.sampled_from([4, 8]))
 def test_chunks_cover_each_element_once(sizes, itemsize):

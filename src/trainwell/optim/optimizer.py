@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainwell.errors import InputError
 from trainwell.optim import by_name
-from trainwell.optim.batch import Plan
+from trainwell.optim.plan import Plan
 
 Group: TypeAlias = dict[str, Any]
 Kernel: TypeAlias = Literal["auto", "reference", "numba", "triton"]
@@ -119,9 +119,7 @@ class Optimizer(_Fields):
 
     update: ClassVar[Callable[..., Any]]
     initial: ClassVar[dict[str, str]] = {}  # arrays that do not begin with 0: the hyper-parameter they begin with
-    numbers: ClassVar[
-        dict[str, float]
-    ] = {}  # numbers in the state, the last arguments before the star: their beginning
+    numbers: ClassVar[dict[str, float]] = {}  # in the state too, last before the star: what they begin with
     sparse: ClassVar[bool] = False  # whether sparse gradients are taken
 
     fields: ClassVar[dict[str, Any]] = {}
