@@ -26,6 +26,9 @@ bench: .venv/ready
 	$(BIN)/python bench/fit_speed.py
 	$(BIN)/python bench/import_time.py
 	$(BIN)/python bench/keep_memory.py
+	$(BIN)/python bench/optimizer_step.py
+	$(BIN)/python bench/first_step.py
+	$(BIN)/python bench/lr_range.py
 
 lint: .venv/ready
 	$(BIN)/ruff check
