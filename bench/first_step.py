@@ -2,7 +2,7 @@
 
     python bench/first_step.py [--rounds 5]
 
-Fresh processes, each with a cache of its own that is empty at first. Importing numba is told apart: `fit` needs it anyway.
+Fresh processes, in pairs with a cache that is empty at first. Importing numba is told apart: `fit` needs it anyway.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def nothing(_: Path) -> None:
 
 TABLE: list[tuple[str, Arrange, str]] = [
     # Words.
-    ("", nothing, "give a command, one of fit, predict, report"),
+    ("", nothing, "give a command, one of fit, lr-range, predict, report, cache"),
     ("fti photos", nothing, "unknown command 'fti' (did you mean 'fit'?)"),
     ("--epochs 3", nothing, "the command comes first"),
     ("fit photos --epohcs 3", nothing, "unknown flag --epohcs (did you mean --epochs?)"),

@@ -5,13 +5,14 @@ Unlike the threading layers of numba and of OpenMP they survive a fork, and call
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 
 def share(work: Callable[[int, int], object], count: int, threads: int) -> None:
-    """Calls `work(start, stop)` on slices that cover `range(count)`, one a thread; returns when all are done.
+    """Calls `work(start, stop)` on slices that cover `range(count)`, in threads; returns when all are done.
 
     Args:
         work: releases the interpreter's lock, or else nothing is gained.
@@ -24,16 +25,23 @@ def share(work: Callable[[int, int], object], count: int, threads: int) -> None:
     [0, 1, 2, 3, 4]
     """
     threads = max(1, min(threads, count))
-    bounds = [count * i // threads for i in range(threads + 1)]
+    pieces = min(count, _PIECES * threads) if threads > 1 else 1
+    turns = itertools.count()
+
+    def take_turns() -> None:
+        while (i := next(turns)) < pieces:
+            work(count * i // pieces, count * (i + 1) // pieces)
+
     pending = []
-    with contextlib.suppress(RuntimeError):  # the interpreter is shutting down and takes no more work
-        for i in range(1, threads):
-            pending.append(_pool().submit(work, bounds[i], bounds[i + 1]))
-    work(bounds[0], bounds[1])
-    if len(pending) < threads - 1:
-        work(bounds[len(pending) + 1], count)
+    with contextlib.suppress(RuntimeError):  # a shutting interpreter takes no more: then this thread does it all
+        for _ in range(threads - 1):
+            pending.append(_pool().submit(take_turns))
+    take_turns()
     for future in pending:
         future.result()
+
+
+_PIECES = 4  # a thread: so that a core that is busy with something else does not keep the others waiting
 
 
 @functools.cache
