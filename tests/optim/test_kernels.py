@@ -138,7 +138,7 @@ def _step_large(optimizer, p, steps=3):
 def _in_child(queue, p, optimizer):
     _step_large(optimizer, p)  # by our threads
     torch.set_num_threads(1)
-    other = torch.nn.Parameter(torch.zeros(200_000))
+    other = torch.nn.Parameter(torch.zeros(600_000))
     fresh = optim.Adamax([other], 0.1, eps=0.125)  # a kernel that the parent lacks
     _step_large(fresh, other)
     queue.put((p[:3].tolist(), other[:3].tolist()))
@@ -158,7 +158,7 @@ def test_it_works_in_a_forked_child():
 def forked():
     """Steps in the parent, in two forked children, and in the parent again: all right, and none stuck."""
     torch.set_num_threads(2)
-    p = torch.nn.Parameter(torch.zeros(200_000))
+    p = torch.nn.Parameter(torch.zeros(600_000))
     optimizer = optim.SGD([p], 0.25, momentum=0.5)
     _step_large(optimizer, p)
     context = multiprocessing.get_context("fork")
@@ -189,7 +189,7 @@ def test_it_works_from_four_threads_at_once():
     def train(seed):
         try:
             torch.manual_seed(seed)
-            p, q = pair(300, 400, dtype=torch.float32)
+            p, q = pair(600, 800, dtype=torch.float32)
             mine, theirs = optim.NAdam([p], 0.1), torch.optim.NAdam([q], 0.1)
             for _ in range(10):
                 mine.step()
@@ -222,7 +222,7 @@ def test_threads_change_no_bit():
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         torch.manual_seed(0)
-        p, _ = pair(500, 700, dtype=torch.float32)
+        p, _ = pair(700, 900, dtype=torch.float32)
         optimizer = optim.Adam([p], 0.1)
         for _ in range(3):
             optimizer.step()

@@ -22,7 +22,7 @@ from trainwell.optim.kernels.text import expressions, statements
 from trainwell.threads import share
 
 CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
-_FEW = 1 << 16  # elements that one thread is faster with
+_FEW = 1 << 18  # elements that one thread is faster with
 
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
