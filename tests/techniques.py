@@ -37,6 +37,8 @@ TECHNIQUES = [
     Technique("lion", {"optimizer": "lion", "lr": 2e-3}),
     Technique("rmsprop", {"optimizer": "rmsprop"}),
     Technique("adagrad", {"optimizer": "adagrad"}),
+    Technique("muon", {"optimizer": "muon", "lr": 0.01}),
+    Technique("soap", {"optimizer": "soap"}),
     Technique("constant rate", {"schedule": "constant", "warmup": 0.0}),
     *[
         Technique(f"{name} schedule", {"schedule": name, "lr": 1e-2})

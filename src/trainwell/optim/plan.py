@@ -74,7 +74,7 @@ def _addresses(tensors: list[Any]) -> list[int]:
 def _guard(tensors: list[Tensor]) -> Callable[..., bool]:
     """Returns a function that says whether tensors are like these: their kind, dtype, device, sizes and strides."""
     try:
-        from torch._C._dynamo.guards import TensorGuards  # torch.compile's own check, ten times as fast as ours
+        from torch._C._dynamo.guards import TensorGuards  # torch.compile's own check, in C++
 
         check: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
         return check
