@@ -16,14 +16,12 @@ val = tw.data.Batches(data.val, 256, mean=mean, std=std)
 tw.random.seed_everything(0, "init")
 model = tw.models.create("resnet8", num_classes=len(data.classes), in_chans=1)
 rate = tw.schedules.warmup(tw.schedules.cosine(3e-3, steps=epochs * len(train)), steps=50)
-optimizer = torch.optim.AdamW(tw.optim.no_decay_groups(model, weight_decay=0.05))
+optimizer = tw.optim.AdamW(tw.optim.no_decay_groups(model, weight_decay=0.05), lr=rate)
 stopping = tw.train.EarlyStopping(patience=10, mode="max")
 
 for epoch in range(epochs):
     model.train()
-    for number, (x, y) in enumerate(train.epoch(epoch)):
-        for group in optimizer.param_groups:
-            group["lr"] = rate(epoch * len(train) + number)
+    for x, y in train.epoch(epoch):
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
