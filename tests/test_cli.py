@@ -16,21 +16,11 @@ import pytest
 from PIL import Image
 
 import trainwell as tw
+from commands import call
 from faults import in_child
 from trainwell.cli import main
 
 QUICK = ["--threads", "1", "--batch-size", "64", "--folds", "1"]
-
-
-def _main(capsys, *words):
-    """Runs a command in this process; returns its exit code, output and messages."""
-    try:
-        main([str(word) for word in words])
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +38,7 @@ def images(tmp_path_factory):
 
 
 def test_fit_says_how_it_goes_and_how_well_it_does(capsys, tmp_path):
-    code, out, err = _main(capsys, "fit", "digits", "--out", tmp_path / "run", "--epochs", 2, *QUICK)
+    code, out, err = call(capsys, "fit", "digits", "--out", tmp_path / "run", "--epochs", 2, *QUICK)
     assert code == 0
     assert out.strip() == str(tmp_path / "run")
     assert "1,257 to train, 270 to val, 270 to test" in err
@@ -58,7 +48,7 @@ def test_fit_says_how_it_goes_and_how_well_it_does(capsys, tmp_path):
 
 
 def test_quiet_prints_the_folder_of_the_run_alone(capsys, tmp_path):
-    code, out, err = _main(capsys, "fit", "digits", "--out", tmp_path / "r", "--epochs", 1, "--quiet", *QUICK)
+    code, out, err = call(capsys, "fit", "digits", "--out", tmp_path / "r", "--epochs", 1, "--quiet", *QUICK)
     assert (code, err) == (0, "")
     assert out.strip() == str(tmp_path / "r")
 
@@ -66,8 +56,8 @@ def test_quiet_prints_the_folder_of_the_run_alone(capsys, tmp_path):
 def test_a_recipe_file_comes_before_the_flags(capsys, tmp_path):
     (tmp_path / "r.toml").write_text('epochs = 1\nlr = 0.004\noptimizer = "sgd"\n')
     words = ["fit", "digits", "--out", tmp_path / "run", "--recipe-file", tmp_path / "r.toml", "--optimizer", "adam"]
-    assert _main(capsys, *words, *QUICK)[0] == 0
-    assert _main(capsys, *words, "--overwrite", "--steps", 3, *QUICK)[0] == 0  # in place of the file's epochs
+    assert call(capsys, *words, *QUICK)[0] == 0
+    assert call(capsys, *words, "--overwrite", "--steps", 3, *QUICK)[0] == 0  # in place of the file's epochs
     assert tw.Run(tmp_path / "run").result["steps"] == 3
     recipe = tw.Run(tmp_path / "run").recipe
     assert (recipe.optimizer, recipe.lr) == ("adam", 0.004)
@@ -75,14 +65,14 @@ def test_a_recipe_file_comes_before_the_flags(capsys, tmp_path):
 
 def test_the_recipe_of_a_run_makes_the_run_again(capsys, run, tmp_path):
     words = ["fit", "digits", "--out", tmp_path / "again", "--recipe-file", run.path / "recipe.toml", "--quiet"]
-    assert _main(capsys, *words, "--folds", "1")[0] == 0
+    assert call(capsys, *words, "--folds", "1")[0] == 0
     again = tmp_path / "again" / "model.safetensors"
     assert again.read_bytes() == (run.path / "model.safetensors").read_bytes()
 
 
 def test_a_dry_run_checks_and_keeps_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, _ = _main(capsys, "fit", "digits", "--dry-run", *QUICK)
+    code, out, _ = call(capsys, "fit", "digits", "--dry-run", *QUICK)
     assert code == 0
     assert "near ln(classes) = 2.303" in out
     assert "learnt by heart" in out
@@ -104,7 +94,7 @@ def test_a_dry_run_checks_and_keeps_nothing(capsys, tmp_path, monkeypatch):
 )
 def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = _main(capsys, *words)
+    code, out, err = call(capsys, *words)
     assert (code, out) == (2, "")
     assert err.startswith("trainwell: ")
     assert message in err
@@ -113,7 +103,7 @@ def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monk
 
 @pytest.mark.parametrize("words", [["fit", "digits", "--epoch", "3"], ["fit", "digits", "--optimizer", "sdg"], ["fti"]])
 def test_a_mistyped_word_gets_a_hint_and_code_2(words, capsys):
-    code, _, err = _main(capsys, *words)
+    code, _, err = call(capsys, *words)
     assert code == 2
     assert any(hint in err for hint in ("--epochs", "sgd", "fit"))
     assert "Traceback" not in err
@@ -121,42 +111,42 @@ def test_a_mistyped_word_gets_a_hint_and_code_2(words, capsys):
 
 def test_divergence_is_one_line_and_code_1(capsys, tmp_path):
     words = ["fit", "digits", "--out", tmp_path / "run", "--lr", "1e30", "--optimizer", "sgd", "--warmup", "0"]
-    code, _, err = _main(capsys, *words, "--quiet", *QUICK)
+    code, _, err = call(capsys, *words, "--quiet", *QUICK)
     assert code == 1
     assert err.startswith("trainwell: not finite at step")
     assert err.count("\n") == 1
 
 
 def test_predict_as_table_csv_and_json(capsys, run, images):
-    code, table, err = _main(capsys, "predict", run.path, images)
+    code, table, err = call(capsys, "predict", run.path, images)
     assert code == 0
     assert "left out" in err
     assert "x.txt" in err
     assert all(f"{row}.png" in table for row in range(4))
-    rows = list(csv.DictReader(io.StringIO(_main(capsys, "predict", run.path, images, "--format", "csv")[1])))
+    rows = list(csv.DictReader(io.StringIO(call(capsys, "predict", run.path, images, "--format", "csv")[1])))
     assert [row["class"] for row in rows] == ["0", "1", "2", "3"]
     words = ["predict", run.path, images / "0.png", images / "1.png", "--format", "json", "--probabilities"]
-    told = json.loads(_main(capsys, *words)[1])
+    told = json.loads(call(capsys, *words)[1])
     assert [row["class"] for row in told] == ["0", "1"]
     assert sum(told[0]["probabilities"][str(k)] for k in range(10)) == pytest.approx(1, abs=2e-3)
 
 
 def test_report_is_written_anew(capsys, run):
     (run.path / "report.html").unlink()
-    code, out, _ = _main(capsys, "report", run.path)
+    code, out, _ = call(capsys, "report", run.path)
     assert code == 0
     assert out.strip() == str(run.path / "report.html")
     assert (run.path / "report.html").exists()
 
 
 def test_help_reads_well(capsys):
-    code, out, _ = _main(capsys, "fit", "--help")
+    code, out, _ = call(capsys, "fit", "--help")
     assert code == 0
     assert "a folder of class folders" in out
     assert "{None}" not in out
-    assert _main(capsys, "--version")[1] == f"trainwell {tw.__version__}\n"
+    assert call(capsys, "--version")[1] == f"trainwell {tw.__version__}\n"
     for command in ("fit", "predict", "report"):
-        assert command in _main(capsys, "--help")[1]
+        assert command in call(capsys, "--help")[1]
 
 
 def _started(*words):
@@ -177,7 +167,7 @@ def test_an_interrupted_run_says_how_to_go_on_and_does(number, tmp_path, capsys)
     assert process.returncode == 130
     assert f"go on with: trainwell fit --resume --out {tmp_path / 'run'}" in err
     assert "Traceback" not in err
-    assert _main(capsys, "fit", "--resume", "--out", tmp_path / "run", "--quiet")[0] == 0
+    assert call(capsys, "fit", "--resume", "--out", tmp_path / "run", "--quiet")[0] == 0
     assert tw.Run(tmp_path / "run").result["epochs"] == 15
 
 
@@ -194,7 +184,7 @@ def test_output_that_nobody_reads_to_its_end(run, images):
 def test_seconds_between_saves_change_nothing(tmp_path, capsys):
     for name, seconds in (("often", 0), ("never", 1e9)):
         words = ["fit", "digits", "--out", tmp_path / name, "--epochs", 2, "--save-seconds", seconds, "--quiet", *QUICK]
-        assert _main(capsys, *words)[0] == 0
+        assert call(capsys, *words)[0] == 0
     often, never = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("often", "never"))
     assert often == never
 
@@ -228,7 +218,7 @@ def test_a_name_with_a_letter_that_the_terminal_lacks(form, run, images):
 
 def test_a_dry_run_that_diverges_says_so(capsys):
     words = ["fit", "digits", "--dry-run", "--lr", "1e30", "--optimizer", "sgd", *QUICK]
-    code, out, err = _main(capsys, *words)
+    code, out, err = call(capsys, *words)
     assert code == 1
     assert "NOT learnt: loss" in out
     assert err.splitlines()[-1].startswith("trainwell: the dry run found something odd")
@@ -239,17 +229,17 @@ def test_a_model_of_code_resumes_when_it_is_named_again(capsys, tmp_path, monkey
         "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
     )
     monkeypatch.chdir(tmp_path)
-    assert _main(capsys, "fit", "digits", "--out", "run", "--model", "my_nets:make", "--epochs", 2, *QUICK)[0] == 0
+    assert call(capsys, "fit", "digits", "--out", "run", "--model", "my_nets:make", "--epochs", 2, *QUICK)[0] == 0
     (tmp_path / "run" / "result.json").unlink()
-    code, _, err = _main(capsys, "fit", "--resume", "--out", "run")
+    code, _, err = call(capsys, "fit", "--resume", "--out", "run")
     assert code == 2
     assert "--model my_nets:make" in err
-    assert _main(capsys, "fit", "--resume", "--out", "run", "--model", "my_nets:make")[0] == 0
+    assert call(capsys, "fit", "--resume", "--out", "run", "--model", "my_nets:make")[0] == 0
 
 
 def test_a_damaged_checkpoint_is_named_in_one_line(capsys, tmp_path):
     words = ["fit", "digits", "--out", tmp_path / "run", "--epochs", 2, "--save-seconds", 0, "--quiet", *QUICK]
-    assert _main(capsys, *words)[0] == 0
+    assert call(capsys, *words)[0] == 0
     (tmp_path / "run" / "result.json").unlink()
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     (newest / "state.json").write_text("{}")

@@ -10,24 +10,14 @@ import torch
 from torch import nn
 
 import trainwell as tw
+from commands import call
 from trainwell import api
-from trainwell.cli import main
 
 FAST = ["--model", "mlp", "--precision", "fp32", "--threads", "1", "--sweep-steps", "30", "--trial-steps", "20"]
 
 
-def _main(capsys, *words):
-    try:
-        main([str(word) for word in words])
-        code = 0
-    except SystemExit as end:
-        code = end.code
-    said = capsys.readouterr()
-    return code, said.out, said.err
-
-
 def test_it_prints_the_flag_to_use_and_writes_the_picture(capsys, tmp_path):
-    code, out, err = _main(capsys, "lr-range", "digits", "--out", tmp_path / "p.html", "--optimizer", "sgd", *FAST)
+    code, out, err = call(capsys, "lr-range", "digits", "--out", tmp_path / "p.html", "--optimizer", "sgd", *FAST)
     assert code == 0
     line = re.fullmatch(r"learning rate (\S+) \(the loss falls from \S+ on and .*\): --lr (\S+)\n", out)
     assert line[1] == line[2]
@@ -39,7 +29,7 @@ def test_it_prints_the_flag_to_use_and_writes_the_picture(capsys, tmp_path):
 
 def test_quiet_prints_the_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    code, out, err = _main(capsys, "lr-range", "digits", "--quiet", *FAST[:-1], "0")
+    code, out, err = call(capsys, "lr-range", "digits", "--quiet", *FAST[:-1], "0")
     assert (code, err, out.count("\n")) == (0, "", 1)
     assert os.listdir(tmp_path) == ["lr-range.html"]
 
@@ -91,7 +81,7 @@ def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monk
     Path("run").mkdir()
     Path("run/run.json").write_text("{}")
     Path("run/report.html").write_text("a report")
-    code, out, err = _main(capsys, "lr-range", *words)
+    code, out, err = call(capsys, "lr-range", *words)
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
@@ -102,7 +92,7 @@ def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monk
 def test_nothing_to_suggest_is_code_1(capsys, tmp_path):
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "noise.npz", x=rng.normal(size=(300, 3)).astype(np.float32), y=rng.permutation(300) % 2)
-    code, out, err = _main(capsys, "lr-range", tmp_path / "noise.npz", "--out", tmp_path / "p.html", "--high", "1e-6",
+    code, out, err = call(capsys, "lr-range", tmp_path / "noise.npz", "--out", tmp_path / "p.html", "--high", "1e-6",
                            "--folds", 1, *FAST)  # fmt: skip
     assert (code, out) == (1, "")
     assert "no learning rate to suggest" in err

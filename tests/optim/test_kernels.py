@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from trainwell import optim
 from trainwell.optim import formula
 from trainwell.optim.formula import Program, lerp, maximum, minimum, sign, sqrt, trace, where
-from trainwell.optim.kernels import cpu, reference
+from trainwell.optim.kernels import cpu, generated, reference
 from trainwell.threads import share
 
 KERNELS = pytest.mark.parametrize("kernel", ["reference", "numba"])
@@ -401,3 +401,18 @@ def test_chunks_cover_each_element_once(sizes, itemsize):
     for tensor, start, length in zip(tensors.tolist(), starts.tolist(), lengths.tolist(), strict=True):
         covered[tensor] += range(start // itemsize, start // itemsize + length)
     assert covered == [list(range(size)) for size in sizes]
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="there are no such rights here")
+def test_code_that_others_may_write_is_not_run(tmp_path, monkeypatch):
+    """A cache that is shared holds images for all, but nobody else's code."""
+    monkeypatch.setenv("TRAINWELL_CACHE", str(tmp_path))
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    folder.chmod(0o777)
+    text = "value = 1\n# in a shared folder\n"
+    module, on_disk = generated.load(text)
+    assert (module.value, on_disk, list(folder.iterdir())) == (1, False, [])
+    folder.chmod(0o700)
+    module, on_disk = generated.load(text + "# in a folder of one's own\n")
+    assert (module.value, on_disk, len(list(folder.glob("*.py")))) == (1, True, 1)

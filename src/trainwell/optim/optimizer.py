@@ -124,7 +124,6 @@ class Optimizer(_Fields):
 
     fields: ClassVar[dict[str, Any]] = {}
     arrays: ClassVar[tuple[str, ...]] = ()
-    kept: ClassVar[tuple[str, ...]] = ()
     wanted: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -134,7 +133,6 @@ class Optimizer(_Fields):
             parameters = inspect.signature(cls.update).parameters.values()
             state = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
             cls.arrays = tuple(name for name in state if name not in cls.numbers)
-            cls.kept = ("step", *cls.numbers, *cls.arrays)
             cls.wanted = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
         cls.__signature__ = _signature(cls.fields)  # type: ignore[attr-defined]
 

@@ -20,9 +20,9 @@ _CLASSES = {
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Makes the optimizer of a resolved recipe; biases and norm scales do not decay."""
     assert recipe.weight_decay is not None
-    options: dict[str, Any] = (
-        {} if recipe.lr is None else {"lr": recipe.lr}
-    )  # a schedule that is written out says the rates itself
+    options: dict[str, Any] = {}
+    if recipe.lr is not None:  # else the schedule is written out, and says the rates itself
+        options["lr"] = recipe.lr
     if recipe.optimizer in ("sgd", "rmsprop"):
         options["momentum"] = recipe.momentum
     if recipe.optimizer == "sgd":
@@ -39,10 +39,7 @@ def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
         return schedules.parse(recipe.schedule)
     assert recipe.lr is not None
     rise = 0 if recipe.schedule in OWN_RISE else round(recipe.warmup * total_steps)
-    if rise and recipe.schedule in (
-        "exponential",
-        "inverse_time",
-    ):  # under the ramp they would never be at their highest
+    if rise and recipe.schedule in _FALL_AT_ONCE:
         falls = _SHAPES[recipe.schedule](recipe.lr, max(1, total_steps - rise))
         return schedules.then(schedules.warmup(recipe.lr, steps=rise), falls, at=rise)
     schedule = _SHAPES[recipe.schedule](recipe.lr, total_steps)
@@ -61,6 +58,8 @@ def _falls_to(lr: float, share: float, steps: int) -> schedules.Schedule:
 def _part(steps: int, share: float) -> int:
     return max(1, round(steps * share))
 
+
+_FALL_AT_ONCE = ("exponential", "inverse_time")  # multiplied by the ramp, they would never be at their highest
 
 # What each name means over a whole run. A decay that never ends of itself ends at a hundredth.
 _SHAPES: dict[str, Callable[[float, int], schedules.Schedule]] = {

@@ -69,7 +69,7 @@ class Recipe:
     """of sgd and rmsprop; sgd takes Nesterov's"""
 
     weight_decay: float | None = None
-    """never on biases and norm scales; by default 0.05 for adamw, 0.0005 for sgd, else 0"""
+    """never on biases and norm scales; by default adamw, muon, soap 0.05, lion 0.5, sgd 0.0005, others 0"""
 
     schedule: str = "cosine"
     """how the learning rate falls: cosine, constant, linear, step, exponential, inverse_time, restarts, triangular,

@@ -1,13 +1,16 @@
 """Generated source, kept on disk under its own hash, so that a compiler can keep what it makes of it beside it.
 
 A change of a rule is a change of the text and so gets another file: what was compiled of the old one is never taken
-for it.
+for it. What others could have written there would be run, so a folder that is not the user's alone is not used.
 """
 
 import hashlib
 import importlib.util
 import linecache
+import os
+import stat
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from trainwell.files import cache_folder, write_atomically
@@ -26,8 +29,10 @@ def load(source: str) -> tuple[ModuleType, bool]:
 def _on_disk(name: str, source: str) -> ModuleType | None:
     try:
         path = cache_folder() / "kernels" / f"{name}.py"
+        path.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if not _is_ours_alone(path.parent):
+            return None
         if not path.exists() or path.read_text(encoding="utf-8") != source:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, source)
     except OSError:
         return None
@@ -37,6 +42,13 @@ def _on_disk(name: str, source: str) -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    if not hasattr(os, "getuid"):  # Windows: the cache is below the user's own folder
+        return True
+    status = folder.stat()
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _in_memory(name: str, source: str) -> ModuleType:
