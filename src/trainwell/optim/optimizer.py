@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from trainwell.errors import InputError
 from trainwell.optim import by_name
-from trainwell.optim.plan import Plan
+from trainwell.optim.plan import Plan, same
 
 Group: TypeAlias = dict[str, Any]
 Kernel: TypeAlias = Literal["auto", "reference", "numba", "triton"]
@@ -146,6 +146,7 @@ class Optimizer(_Fields):
         if defaults["foreach"] and defaults["fused"]:
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch says it
         self._plans: dict[int, Plan] = {}
+        self._seen: list[Any] = []
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ hyper-parameters
@@ -225,13 +226,19 @@ class Optimizer(_Fields):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if not same(self._states(), self._seen):  # somebody gave a parameter another state
+            self._plans.clear()
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             for group in self.param_groups:
                 self._follow_schedules(group)
             for group in self.param_groups:
                 self._step(group)
                 group["steps"] += 1
+        self._seen = self._states()
         return loss
+
+    def _states(self) -> list[Any]:
+        return [*self.state, *self.state.values()]
 
     def _step(self, group: Group, some: list[Tensor] | None = None) -> None:
         """Steps a group's parameters, or some of them, element by element; a rule on whole matrices has its own."""
@@ -324,7 +331,7 @@ class Optimizer(_Fields):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plans = {}
+        self._plans, self._seen = {}, []
 
 
 def _taken_fields(cls: type) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Plans: which parameters of a group step together, and by which kernel, as long as nothing moves."""
 
+import itertools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,18 +29,20 @@ class Plan:
         ]
         self.optimizer, self.group, self.lengths = optimizer, group, _lengths(optimizer, group)
         self.parameters, self.looks_alike = parameters, _guard([*parameters, *grads])
-        self.numbers: list[str] = []
-        self.arrays: list[str] = []
-        self.objects: list[Any] = []
+        self.states = [optimizer.state[p] for p in parameters]
+        self.values: list[Any] = []
+        self.tensors: list[Tensor] = []
 
     def holds(self, parameters: list[Tensor], grads: list[Tensor]) -> bool:
-        """Says whether the batches are still right for the parameters that have a gradient now."""
-        objects, tensors = self._objects(parameters)
+        """Says whether the batches are still right for the parameters that have a gradient now.
+
+        That each has the state that it had is for the optimizer to say, once for all groups.
+        """
         return (
-            len(objects) == len(self.objects)
-            and all(map(operator.is_, objects, self.objects))
+            same(parameters, self.parameters)
+            and same(self._values(), self.values)
             and self.looks_alike(*parameters, *grads)
-            and self.addresses == _addresses(tensors)
+            and self.addresses == _addresses(self.tensors)
             and self.lengths == _lengths(self.optimizer, self.group)
             and all(batch.in_step() for batch, _ in self.batches)
         )
@@ -48,19 +51,20 @@ class Plan:
         """Takes the step of each batch."""
         for batch, places in self.batches:
             batch.step(group, grads if len(places) == len(grads) else [grads[i] for i in places])
-        if not self.objects:  # by now the state is there
-            states = [self.optimizer.state[p] for p in self.parameters]
-            self.numbers = [name for name in ("step", *self.optimizer.numbers) if any(name in s for s in states)]
-            self.arrays = [name for name in self.optimizer.arrays if any(name in s for s in states)]
-            self.objects, tensors = self._objects(self.parameters)
-            self.addresses = _addresses(tensors)
+        if not self.tensors:  # by now the state is there
+            self.values = self._values()
+            arrays = [values[name] for values in self.states for name in self.optimizer.arrays if name in values]
+            self.tensors = [*self.parameters, *arrays]
+            self.addresses = _addresses(self.tensors)
 
-    def _objects(self, parameters: list[Tensor]) -> tuple[list[Any], list[Any]]:
-        """Returns what somebody may have replaced, parameters and state; and of these what lies somewhere."""
-        states = [self.optimizer.state.get(p, _NOTHING) for p in parameters]
-        arrays = [values.get(name) for name in self.arrays for values in states]
-        numbers = [values.get(name) for name in self.numbers for values in states]
-        return [*states, *numbers, *parameters, *arrays], [*parameters, *arrays]
+    def _values(self) -> list[Any]:
+        """Returns all that the states hold, some of which somebody may have replaced."""
+        return list(itertools.chain.from_iterable(map(dict.values, self.states)))
+
+
+def same(these: Collection[Any], those: Collection[Any]) -> bool:
+    """Says whether both hold the very same objects."""
+    return len(these) == len(those) and all(map(operator.is_, these, those))
 
 
 def _addresses(tensors: list[Any]) -> list[int]:

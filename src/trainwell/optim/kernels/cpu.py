@@ -2,8 +2,8 @@
 
 Of a program a loop is generated that reads each element once, does the whole rule in registers, and writes each result
 once. It works on raw addresses in chunks, so that a hundred small tensors cost one call. Numbers arrive rounded from
-float64 to the tensors' dtype; NaN stays NaN. Threads are plain ones around code that holds no lock: a fork and calls
-from several threads at once are safe.
+float64 to the tensors' dtype; NaN stays NaN. It holds no lock, and runs in torch's own threads, or after a fork in
+plain ones: calls from several threads at once, and in a forked child, are safe.
 """
 
 import functools
@@ -58,7 +58,7 @@ def run(
     if threads == 1:
         kernel(addresses, *cuts, rows, numbers, 0, count)
     else:
-        share(lambda start, stop: kernel(addresses, *cuts, rows, numbers, start, stop), count, threads)
+        share(lambda i, j: kernel(addresses, *cuts, rows, numbers, i, j), count, threads, as_torch=True)
 
 
 _lock = threading.Lock()
