@@ -6,7 +6,7 @@ The evidence task: 4,000 training images of CIFAR-10, 2,000 for validation, 20,0
 channels), 40 epochs, batches of 64, no weight decay, the last weights. First each of the six cells is run at three
 rates, half a decade apart, with one seed; the best by *validation* accuracy is kept. If that is at an edge, a rate
 beyond it is tried, for all cells of that optimizer alike. Then each cell is run with ten seeds. Rows are appended as
-runs end: stop it, and start it again at will.
+runs end: stop it, and start it again at will. Those runs look at 200 validation images alone: nothing depends on them.
 """
 
 import argparse
@@ -24,11 +24,12 @@ CELLS = [(optimizer, schedule) for optimizer in RATES for schedule in ("constant
 TASK = "model=resnet8 epochs=40 batch_size=64 weight_decay=0.0 restore_best=false"
 
 
-def seeds(options: argparse.Namespace, rows: Path, recipes: list[str], count: int) -> None:
+def seeds(options: argparse.Namespace, rows: Path, recipes: list[str], count: int, val: int) -> None:
     """Runs recipes by `seeds.py`, without those whose rows are there."""
-    split, limit = '{"val": 0.04, "test": 0.4}', '{"train": 4000, "val": 2000, "test": 20000}'
+    split, limit = {"val": 0.04, "test": 0.4}, {"train": 4000, "val": val, "test": 20000}
     subprocess.run(
-        [sys.executable, HERE / "seeds.py", options.source, "--same-split", "--split", split, "--limit", limit,
+        [sys.executable, HERE / "seeds.py", options.source, "--same-split",
+         "--split", json.dumps(split), "--limit", json.dumps(limit),
          "--jobs", str(options.jobs), "--csv", rows, "--seeds", str(count), *recipes],
         check=True,
     )  # fmt: skip
@@ -60,7 +61,7 @@ def main() -> None:
             for optimizer, schedule in CELLS
             for lr in rates[optimizer]
         ]
-        seeds(options, tuning, tried, 1)
+        seeds(options, tuning, tried, 1, val=2000)
         best = best_rates(tuning)
         more = {(o, BEYOND[o][lr]) for (o, _), lr in best.items() if BEYOND[o].get(lr) not in (None, *rates[o])}
         if not more:
@@ -68,9 +69,8 @@ def main() -> None:
         for optimizer, lr in more:
             rates[optimizer].append(lr)
     print("best rates:", best)
-    seeds(
-        options, rows, [f"{o}-{s}: optimizer={o} schedule={s} lr={best[o, s]} {TASK}" for o, s in CELLS], options.seeds
-    )
+    cells = [f"{o}-{s}: optimizer={o} schedule={s} lr={best[o, s]} {TASK}" for o, s in CELLS]
+    seeds(options, rows, cells, options.seeds, val=200)
 
 
 if __name__ == "__main__":

@@ -27,11 +27,8 @@ from trainwell.train.recipe import SCHEDULES, Recipe
 
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "evidence" / "optimizers.csv"
-TASK = (
-    "CIFAR-10 with 4,000 training, 2,000 validation and 20,000 test images, a resnet8 of 16 base channels, 40 epochs, "
-    "batches of 64"
-)
-SPLIT = """--split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 2000, "test": 20000}'"""
+TASK = "CIFAR-10 with 4,000 training and 20,000 test images, a resnet8 of 16 base channels, 40 epochs, batches of 64"
+SPLIT = """--split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 200, "test": 20000}'"""
 RANGE_TEST = HERE.parent / "evidence" / "lr-range.csv"
 ENOUGH = 10  # seeds
 
