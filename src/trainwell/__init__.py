@@ -7,7 +7,7 @@ from trainwell._lazy import attributes
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trainwell import data, errors, lab, models, optim, random, train
+    from trainwell import data, errors, lab, models, optim, random, regularize, train
     from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
@@ -29,6 +29,7 @@ __all__ = [
     "models",
     "optim",
     "random",
+    "regularize",
     "resume",
     "schedules",
     "train",
@@ -37,7 +38,10 @@ __all__ = [
 __getattr__ = attributes(
     __name__,
     {
-        **{package: package for package in ("data", "errors", "lab", "models", "optim", "random", "train")},
+        **{
+            package: package
+            for package in ("data", "errors", "lab", "models", "optim", "random", "regularize", "train")
+        },
         "InputError": "errors",
         "Recipe": "train.recipe",
         "Run": "run",

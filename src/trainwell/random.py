@@ -35,7 +35,8 @@ def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return mixed
 
 
-def _word(part: int | str) -> int:
+def word(part: int | str) -> int:
+    """Returns the 64-bit word of a part of a place: of a number itself, of a string its hash."""
     if isinstance(part, str):
         return int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
     return int(part) & 0xFFFF_FFFF_FFFF_FFFF
@@ -51,7 +52,7 @@ def key(*where: int | str) -> int:
     """
     state = np.zeros(1, np.uint64)
     for part in where:
-        state = mix(state ^ np.uint64(_word(part)))
+        state = mix(state ^ np.uint64(word(part)))
     return int(state[0])
 
 

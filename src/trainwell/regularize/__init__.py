@@ -1,0 +1,19 @@
+"""Randomness in training, averaged out at test: noise layers, and the contract that they keep."""
+
+from typing import TYPE_CHECKING
+
+from trainwell._lazy import attributes
+
+if TYPE_CHECKING:
+    from trainwell.regularize.dropout import Dropout, exact_marginal
+    from trainwell.regularize.noise import Noise, keyed, sampling
+
+__all__ = ["Dropout", "Noise", "exact_marginal", "keyed", "sampling"]
+
+__getattr__ = attributes(
+    __name__,
+    {
+        **dict.fromkeys(["Dropout", "exact_marginal"], "dropout"),
+        **dict.fromkeys(["Noise", "keyed", "sampling"], "noise"),
+    },
+)

@@ -1,0 +1,129 @@
+"""Dropping in one pass over memory, compiled by numba; imported by `masks` where it is there.
+
+The words are those of `masks.words`. All of it is 32-bit arithmetic, of which a core does eight or more at once; for
+that the number that is hashed must count up by one, or stay.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import register_jitable
+
+_16, _15 = np.uint32(16), np.uint32(15)
+_M1, _M2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
+
+
+@register_jitable
+def _lowbias32(x: Any) -> Any:
+    x = np.uint32(x ^ (x >> _16))
+    x = np.uint32(x * _M1)
+    x = np.uint32(x ^ (x >> _15))
+    x = np.uint32(x * _M2)
+    return np.uint32(x ^ (x >> _16))
+
+
+@register_jitable
+def _word(number: Any, low: Any, high: Any) -> Any:
+    return _lowbias32(np.uint32(_lowbias32(np.uint32(number ^ low)) ^ high))
+
+
+@register_jitable
+def _scaled(number: Any, scale: Any) -> Any:
+    return number * scale
+
+
+@register_jitable
+def _scaled_bits(bits: Any, scale: Any) -> Any:
+    """Scales a bfloat16, to the nearest, ties to even; NaN stays one by its highest bit below the exponent."""
+    number = np.uint32(np.uint32(bits) << _16).view(np.float32)
+    wide = np.float32(number * scale).view(np.uint32)
+    nearest = np.uint32(wide + np.uint32(np.uint32(0x7FFF) + np.uint32(np.uint32(wide >> _16) & np.uint32(1))))
+    quiet = np.uint32(wide | np.uint32(0x400000))
+    is_nan = np.uint32(wide & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    rounded = quiet if is_nan else nearest
+    return np.uint16(rounded >> _16)
+
+
+def _passes(scaled: Callable[..., Any]) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Makes the pass over units, and the one over feature maps, for one way to scale a number.
+
+    They work on memory from `at` to `stop`, laid out as `(groups, inner)`, where each group has its key, or, if
+    `channels` is not 0, as `(rows, inner, channels)`, with the same numbers. Loops run from 0: from an offset they
+    would not be done eight at once.
+    """
+
+    @register_jitable
+    def group(source: Any, out: Any, low: Any, high: Any, first: Any, threshold: Any, scale: Any, nothing: Any) -> None:
+        for k in range(len(source)):
+            word = _word(np.uint32(first + np.uint32(k)), low, high)
+            out[k] = scaled(source[k], scale) if word >= threshold else nothing
+
+    @register_jitable
+    def pixel(
+        source: Any, out: Any, low: Any, high: Any, number: Any, threshold: Any, scale: Any, nothing: Any
+    ) -> None:
+        for k in range(len(source)):
+            word = _word(number, low[k], high[k])
+            out[k] = scaled(source[k], scale) if word >= threshold else nothing
+
+    def units(
+        source: Any, out: Any, lows: Any, highs: Any, threshold: Any, scale: Any, nothing: Any,
+        inner: int, channels: int, at: int, stop: int,
+    ) -> None:  # fmt: skip
+        while at < stop:
+            if channels == 0:
+                i, begin = at // inner, at % inner
+                end = min(stop, at + inner - begin)
+                group(source[at:end], out[at:end], lows[i], highs[i], np.uint32(begin), threshold, scale, nothing)
+            else:
+                place, begin = at // channels, at % channels
+                end = min(stop, at + channels - begin)
+                keys = place // inner * channels + begin
+                low, high = lows[keys : keys + end - at], highs[keys : keys + end - at]
+                pixel(source[at:end], out[at:end], low, high, np.uint32(place % inner), threshold, scale, nothing)
+            at = end
+
+    @register_jitable
+    def each(source: Any, out: Any, kept: Any, scale: Any, nothing: Any) -> None:
+        for k in range(len(source)):
+            out[k] = scaled(source[k], scale) if kept[k] else nothing
+
+    @register_jitable
+    def whole(source: Any, out: Any, scale: Any) -> None:
+        for k in range(len(source)):
+            out[k] = scaled(source[k], scale)
+
+    def maps(
+        source: Any, out: Any, kept: Any, scale: Any, nothing: Any, inner: int, channels: int, at: int, stop: int
+    ) -> None:
+        while at < stop:
+            if channels == 0:
+                end = min(stop, at + inner - at % inner)
+                if kept[at // inner]:
+                    whole(source[at:end], out[at:end], scale)
+                else:
+                    out[at:end] = nothing
+            else:
+                place, begin = at // channels, at % channels
+                end = min(stop, at + channels - begin)
+                first = place // inner * channels + begin
+                each(source[at:end], out[at:end], kept[first : first + end - at], scale, nothing)
+            at = end
+
+    return _compiled(units), _compiled(maps)
+
+
+def _compiled(python: Callable[..., None]) -> Callable[..., None]:
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    compiled: Callable[..., None]
+    try:
+        compiled = njit(cache=True, **options)(python)
+    except RuntimeError:  # no folder in which numba may keep it
+        compiled = njit(**options)(python)
+    return compiled
+
+
+units_of_floats, maps_of_floats = _passes(_scaled)
+units_of_bfloat16s, maps_of_bfloat16s = _passes(_scaled_bits)

@@ -1,0 +1,120 @@
+"""Random masks as a function of keys, and the pass that drops by them.
+
+Each unit has a number within its row, in the order of the tensor's shape, however it lies in memory. Its random word is
+a hash of the number under the row's key: two rounds of the 32-bit mixer `lowbias32` (Wellons, *Prospecting for hash
+functions*, 2018), one for each half of the key. A unit is dropped if its word is below `p * 2**32`.
+"""
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainwell.regularize.noise import mixed
+from trainwell.threads import share
+
+_LOW = 0xFFFF_FFFF
+
+
+def words(keys: Tensor, count: int) -> Tensor:
+    """Returns `count` random 32-bit words for each of `n` keys: an int64 tensor `(n, count)` of numbers from 0.
+
+    >>> words(torch.tensor([1, 2]), 3).shape
+    torch.Size([2, 3])
+    """
+    numbers = torch.arange(count, device=keys.device)
+    x = _lowbias32(numbers ^ (keys[:, None] & _LOW))
+    return _lowbias32(x ^ ((keys[:, None] >> 32) & _LOW))
+
+
+def _lowbias32(x: Tensor) -> Tensor:
+    x = x ^ (x >> 16)
+    x = (x * 0x7FEB352D) & _LOW
+    x = x ^ (x >> 15)
+    x = (x * 0x846CA68B) & _LOW
+    return x ^ (x >> 16)
+
+
+def kept(keys: Tensor, count: int, p: float) -> Tensor:
+    """Returns which of `count` units of each row are kept: a bool tensor `(n, count)`."""
+    return words(keys, count) >= threshold(p)
+
+
+def threshold(p: float) -> int:
+    """Returns the word below which a unit is dropped."""
+    return min(round(p * 2**32), 2**32 - 1)
+
+
+def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False, kernel: str = "auto") -> Tensor:
+    """Returns `scale * x` where a unit is kept, and 0 elsewhere.
+
+    Args:
+        x: of floats, shape `(n, ...)`; for maps `(n, c, ...)`.
+        keys: of its rows, int64, shape `(n,)`.
+        p: the fraction that is dropped, from 0 to below 1.
+        scale: what the rest is multiplied by.
+        maps: a unit is a whole feature map, all of `x[i, j]`, and not a number.
+        kernel: "auto" for the compiled pass where there is one, "reference" for tensor operations.
+    """
+    channels = x.shape[1] if x.ndim > 2 or maps else 1
+    inner = x[0].numel() // channels if x.numel() else 0
+    compiled = _passes(x) if kernel == "auto" and 0 < inner < 2**32 else None
+    if maps:
+        mask = kept(keys, channels, p)
+        if compiled:
+            return _run(compiled[1], x, (mask.view(-1).numpy(),), scale, inner)
+        return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), x * scale, 0)
+    groups = mixed(keys[:, None] ^ torch.arange(channels, device=keys.device)).reshape(-1)
+    if compiled:
+        lows, highs = np.ascontiguousarray(groups.numpy().view(np.uint32).reshape(-1, 2).T)  # the lower half is first
+        return _run(compiled[0], x, (lows, highs, np.uint32(threshold(p))), scale, inner)
+    return torch.where(kept(groups, inner, p).view(x.shape), x * scale, 0)
+
+
+# ---------------------------------------------------------------------- the compiled passes
+
+_PIECE = 1 << 14  # elements
+_FEW = 1 << 15  # elements that one thread is faster with
+
+
+def _passes(x: Tensor) -> tuple[Callable[..., None], Callable[..., None]] | None:
+    """Returns the compiled passes over units and over maps, if there are any for such a tensor."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and sys.byteorder == "little"
+    if not plain or torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return None
+    return _compiled().get(x.dtype)
+
+
+@functools.cache
+def _compiled() -> dict[torch.dtype, tuple[Callable[..., None], Callable[..., None]]]:
+    try:
+        from trainwell.regularize import compiled
+    except ImportError:
+        return {}
+    floats = compiled.units_of_floats, compiled.maps_of_floats
+    bfloat16s = compiled.units_of_bfloat16s, compiled.maps_of_bfloat16s
+    return {torch.float32: floats, torch.float64: floats, torch.bfloat16: bfloat16s}
+
+
+def _run(run: Callable[..., None], x: Tensor, by: tuple[Any, ...], scale: float, inner: int) -> Tensor:
+    """Calls a pass on all of a tensor, in threads; the result lies in memory as the tensor does."""
+    nhwc = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    source = x.detach() if nhwc else x.detach().contiguous()
+    out = torch.empty_like(source)
+    number: Any = np.float64 if x.dtype == torch.float64 else np.float32
+    nothing = np.uint16(0) if x.dtype == torch.bfloat16 else number(0)
+    how = _memory(source), _memory(out), *by, number(scale), nothing, inner, x.shape[1] if nhwc else 0
+    size, pieces = x.numel(), -(-x.numel() // _PIECE)
+    threads = torch.get_num_threads() if size > _FEW else 1
+    share(lambda i, j: run(*how, size * i // pieces, size * j // pieces), pieces, threads, as_torch=True)
+    return out
+
+
+def _memory(x: Tensor) -> Any:
+    """Returns a tensor's memory as a NumPy array; bfloat16, which NumPy lacks, as uint16."""
+    flat = torch.as_strided(x, (x.numel(),), (1,))
+    return flat.view(torch.int16).numpy().view(np.uint16) if x.dtype == torch.bfloat16 else flat.numpy()

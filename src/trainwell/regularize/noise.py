@@ -1,0 +1,165 @@
+"""The contract of everything random in a model: sampled in training, its average in evaluation, or sampled there too.
+
+A `Noise` layer draws by where it stands: by the step, the layer's name and the row of the global batch. So the noise is
+the same for any number of devices and pieces of a batch, and there is nothing to save.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from trainwell import random
+from trainwell.errors import InputError
+
+Rows: TypeAlias = range | Tensor | None
+
+
+class Noise(nn.Module):
+    """A layer that is random in training and in `sampling`.
+
+    A subclass returns in its `forward` a sample where `noisy` is true, drawn from `row_keys`, and else what stands for
+    the average over samples. Rows are the first dimension of its input.
+
+    Attributes:
+        average: whether evaluation is "exact", the mean of the layer's output over its noise, or "approximate".
+    """
+
+    average: Literal["exact", "approximate"]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sampling = False
+        self._place: tuple[int, Rows] | None = None
+
+    @property
+    def noisy(self) -> bool:
+        """Whether the layer is to be sampled now."""
+        return self.training or self._sampling
+
+    def row_keys(self, x: Tensor) -> Tensor:
+        """Returns 64 random bits for each row of `x`, as an int64 tensor on its device.
+
+        Within `keyed` they are a function of the place; else of torch's generator on the CPU.
+
+        Raises:
+            InputError: `keyed` was told rows, and `x` has neither as many nor a multiple.
+        """
+        if self._place is None:
+            base, rows = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")), None
+        else:
+            base, rows = self._place
+        return mixed(_row_numbers(rows, len(x), x.device) ^ _signed(base))
+
+
+def _row_numbers(rows: Rows, count: int, device: torch.device) -> Tensor:
+    """Returns the numbers of the rows in the global batch; a sample of `k` rows has `k` numbers in turn."""
+    if rows is None:
+        return torch.arange(count, device=device)
+    each, left = divmod(count, len(rows)) if len(rows) else (0, count)
+    if left:
+        raise InputError(f"an input has {count} rows where {len(rows)} samples were announced: the first dimension is "
+                         "the batch, or a multiple of it")  # fmt: skip
+    if isinstance(rows, range) and rows.step == 1:
+        return torch.arange(rows.start * each, rows.stop * each, device=device)
+    numbers = torch.as_tensor(rows, dtype=torch.int64).to(device)
+    return (numbers[:, None] * each + torch.arange(each, device=device)).reshape(-1)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Scrambles 64-bit words, one to one, as `trainwell.random.mix` does, on any device.
+
+    >>> mixed(torch.tensor([0])).item() % 2**64 == 0xE220A8397B1DCDAF
+    True
+    """
+    x = x + _signed(0x9E3779B97F4A7C15)
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch's own shift keeps the sign
+
+
+def _signed(word: int) -> int:
+    return (word + 2**63) % 2**64 - 2**63
+
+
+# ---------------------------------------------------------------------- contexts
+
+# Torch's layers that are random in training and keep no statistics.
+_TORCHS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+
+
+@contextlib.contextmanager
+def keyed(model: nn.Module, *where: int | str, rows: Rows = None) -> Iterator[None]:
+    """Makes all noise within the block, forward and backward, a function of the place.
+
+    Args:
+        model: whose `Noise` layers are keyed; each by its name too. Torch's own layers are not: they draw from torch's
+            generators, see `trainwell.random.seed_everything`.
+        where: what the noise depends on, such as the seed and the step.
+        rows: which rows of the global batch the model is called with, by default all from 0 on: on device `r` of
+            several, `range(r * n, (r + 1) * n)`.
+
+    >>> from trainwell.regularize import Dropout
+    >>> layer = Dropout(0.5)
+    >>> with keyed(layer, 0, 7):
+    ...     whole = layer(torch.ones(4, 100))
+    >>> with keyed(layer, 0, 7, rows=range(2, 4)):
+    ...     half = layer(torch.ones(2, 100))
+    >>> torch.equal(whole[2:], half)
+    True
+    """
+    layers = [(name, layer) for name, layer in _bare(model).named_modules() if isinstance(layer, Noise)]
+    keys = random.keys(random.key(*where), [_signed(random.word(name)) for name, _ in layers]).tolist()
+    before = [layer._place for _, layer in layers]
+    try:
+        for (_, layer), key in zip(layers, keys, strict=True):
+            layer._place = key, rows
+        yield
+    finally:
+        for (_, layer), place in zip(layers, before, strict=True):
+            layer._place = place
+
+
+@contextlib.contextmanager
+def sampling(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation, but for its noise, which is sampled; afterwards all is as before.
+
+    Batch norm and everything else with statistics stays in evaluation. Noise are our layers, and torch's `Dropout`,
+    `RReLU`, and the dropout within its recurrent and attention layers.
+
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8))
+    >>> with sampling(model):
+    ...     model[0].training, model[1].training
+    (True, False)
+    """
+    before = [(module, module.training, getattr(module, "_sampling", False)) for module in model.modules()]
+    try:
+        model.eval()
+        for module, _, _ in before:
+            if isinstance(module, Noise):
+                module._sampling = True
+            elif isinstance(module, _TORCHS):
+                module.training = True
+        yield
+    finally:
+        for module, training, sampled in before:
+            module.training = training
+            if isinstance(module, Noise):
+                module._sampling = sampled
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """Returns the model itself: what wraps it for several devices or compiles it puts words before its names."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
