@@ -6,6 +6,18 @@ from typing import Any
 
 from torch import nn
 
+from trainwell.regularize import Dropout
+
+
+class WithOurDropout(nn.Sequential):
+    """The same with noise of ours."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Dropout(0.2, maps=True), nn.Flatten(),
+            nn.Linear(512, 32), nn.ReLU(), Dropout(0.3, scaling="classic"), nn.Linear(32, 10),
+        )  # fmt: skip
+
 
 class WithDropout(nn.Sequential):
     """A small network with torch's own noise in it, for images of 8 by 8 grey pixels."""
@@ -46,6 +58,13 @@ TECHNIQUES = [
     ],
     Technique("plateau schedule", {"schedule": "plateau", "lr": 3e-3}),
     Technique("a schedule written out", {"schedule": "warmup(piecewise(3e-3, {8: 0.1}), steps=2)"}),
+    Technique("our dropout", model=WithOurDropout),
+    Technique(
+        "our dropout, gradient accumulation, bf16",
+        {"batch_size": 24, "grad_accum_steps": 3, "precision": "bf16"},
+        model=WithOurDropout,
+    ),
+    Technique("stochastic depth", {"drop_path_rate": 0.3}, model=lambda: "resnet8"),
     Technique("label smoothing", {"label_smoothing": 0.1}),
     Technique("class weights", {"class_weight": "balanced"}),
     Technique("balanced sampling", {"sampling": "balanced"}),

@@ -8,6 +8,7 @@ from torch import nn
 
 from trainwell.errors import InputError
 from trainwell.models import MLP, NAMES, ResNet, create, default_name
+from trainwell.regularize import Dropout, StochasticDepth
 
 NETS = """
 import torch
@@ -54,7 +55,15 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def test_every_name_makes_a_model_of_the_datas_shape(name: str) -> None:
     net = create(name, num_classes=5, in_chans=1, img_size=32, drop_rate=0.1).eval()
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
-    assert 0.1 in [module.p for module in net.modules() if isinstance(module, nn.Dropout)]
+    assert 0.1 in [module.p for module in net.modules() if isinstance(module, Dropout)]
+
+
+def test_stochastic_depth_rises_with_the_blocks() -> None:
+    net = create("resnet20", num_classes=5, in_chans=1, drop_path_rate=0.4)
+    rates = [module.p for module in net.modules() if isinstance(module, StochasticDepth)]
+    assert rates == pytest.approx([0.4 * k / 8 for k in range(9)])
+    with pytest.raises(InputError, match="no residual blocks"):
+        create("mlp", num_classes=3, in_features=13, drop_path_rate=0.1)
 
 
 def test_mlp_for_feature_vectors() -> None:

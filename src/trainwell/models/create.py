@@ -44,13 +44,14 @@ def create(
     img_size: int | None = None,
     in_features: int | None = None,
     drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
     allow_code: bool = True,
 ) -> nn.Module:
     """Makes a model for the data, from a name of ours or from a function of yours.
 
     A function is written `"package.module:function"` (a class does as well), is looked for in the working directory
-    too, and is called with those of `num_classes, in_chans, img_size, in_features, drop_rate` that it takes. A value
-    that is not known (None) is left to the function's default.
+    too, and is called with those of `num_classes, in_chans, img_size, in_features, drop_rate, drop_path_rate` that it
+    takes. A value that is not known (None) is left to the function's default.
 
     Args:
         model: a name from `NAMES`, a `"package.module:function"`, or a module, which is returned as it is.
@@ -59,6 +60,7 @@ def create(
         img_size: height and width of the images; None for feature vectors, or where the model takes any size.
         in_features: numbers a sample; for images it follows from `in_chans` and `img_size`.
         drop_rate: fraction that is dropped before the last layer, from 0 to below 1.
+        drop_path_rate: fraction of the images that skip the last residual block, from 0 to below 1.
         allow_code: import and call functions by name. Set it to False where the name comes from a file of somebody
             else's: a run directory is data, never code.
 
@@ -73,18 +75,22 @@ def create(
     for name, size in {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}.items():
         if size is not None and size < 1:
             raise InputError(f"{name} is {size}: it must be at least 1")
-    if not 0 <= drop_rate < 1:
-        raise InputError(f"drop_rate is {drop_rate}: it is the fraction dropped, from 0 to below 1")
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    for name, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise InputError(f"{name} is {rate}: it is the fraction dropped, from 0 to below 1")
     if in_features is None and in_chans is not None and img_size is not None:
         in_features = in_chans * img_size**2
     if model == "mlp":
         if in_features is None:
             raise InputError("the model 'mlp' needs the length of a sample: give in_features, or in_chans and img_size")
+        if drop_path_rate:
+            raise InputError("the model 'mlp' has no residual blocks to skip: leave drop_path_rate at 0")
         return MLP(in_features, num_classes, drop_rate=drop_rate)
     if model in _RESNETS:
         if in_chans is None:
             raise InputError(f"the model {model!r} needs images (in_chans): take 'mlp' for feature vectors")
-        return _RESNETS[model](in_chans=in_chans, num_classes=num_classes, drop_rate=drop_rate)
+        return _RESNETS[model](in_chans=in_chans, num_classes=num_classes, **rates)
     if ":" not in model:
         raise InputError(
             f"unknown model {model!r}{nearest(model, NAMES)}: it is one of {', '.join(NAMES)}, "
@@ -97,10 +103,10 @@ def create(
         )
     known = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, "in_features": in_features}
     with _working_directory_importable():
-        return _call(model, {name: value for name, value in known.items() if value is not None}, drop_rate)
+        return _call(model, {name: value for name, value in known.items() if value is not None}, rates)
 
 
-def _call(name: str, known: dict[str, int], drop_rate: float) -> nn.Module:
+def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> nn.Module:
     """Imports `package.module:function` and calls it with what it takes."""
     module_name, _, attribute = name.partition(":")
     try:
@@ -120,10 +126,11 @@ def _call(name: str, known: dict[str, int], drop_rate: float) -> nn.Module:
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     arguments: dict[str, float] = {key: value for key, value in known.items() if anything or key in taken}
-    if anything or "drop_rate" in taken:
-        arguments["drop_rate"] = drop_rate
-    elif drop_rate > 0:
-        raise InputError(f"the model {name!r} takes no drop_rate: leave it at 0, or add the argument to the function")
+    for key, rate in rates.items():
+        if key in taken or (anything and rate > 0):
+            arguments[key] = rate
+        elif rate > 0:
+            raise InputError(f"the model {name!r} takes no {key}: leave it at 0, or add the argument to the function")
     for needed in [key for key, required in taken.items() if required and key not in arguments]:
         raise InputError(f"the model {name!r} needs {needed!r}, which the data do not give: give it a default")
     try:

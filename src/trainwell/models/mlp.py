@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from trainwell.regularize import Dropout
+
 
 class MLP(nn.Module):
     """Hidden layers, each linear, batch norm, ReLU and dropout, and a last linear layer.
@@ -39,7 +41,7 @@ class MLP(nn.Module):
             layer = nn.Sequential(nn.Linear(in_features, size, bias=not batch_norm))  # batch norm has its own bias
             if batch_norm:
                 layer.append(nn.BatchNorm1d(size))
-            self.layers.append(layer.append(nn.ReLU(inplace=True)).append(nn.Dropout(drop_rate)))
+            self.layers.append(layer.append(nn.ReLU(inplace=True)).append(Dropout(drop_rate)))
             in_features = size
         self.fc = nn.Linear(in_features, num_classes)
 

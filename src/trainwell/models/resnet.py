@@ -10,25 +10,28 @@ from typing import TypedDict, Unpack
 
 from torch import Tensor, nn
 
+from trainwell.regularize import Dropout, StochasticDepth, depth_rates
+
 
 class BasicBlock(nn.Module):
     """Two 3×3 convolutions and the shortcut around them."""
 
     expansion = 1
 
-    def __init__(self, in_chans: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_chans: int, width: int, stride: int = 1, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
+        self.drop_path = StochasticDepth(drop_path_rate)
         self.downsample = _shortcut(in_chans, width, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `relu(residual(x) + shortcut(x))`."""
         residual: Tensor = self.relu(self.bn1(self.conv1(x)))
-        residual = self.bn2(self.conv2(residual))
+        residual = self.drop_path(self.bn2(self.conv2(residual)))
         residual += self.downsample(x)
         output: Tensor = self.relu(residual)
         return output
@@ -39,7 +42,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_chans: int, width: int, stride: int = 1) -> None:
+    def __init__(self, in_chans: int, width: int, stride: int = 1, drop_path_rate: float = 0.0) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(in_chans, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -48,13 +51,14 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
+        self.drop_path = StochasticDepth(drop_path_rate)
         self.downsample = _shortcut(in_chans, width * self.expansion, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `relu(residual(x) + shortcut(x))`."""
         residual: Tensor = self.relu(self.bn1(self.conv1(x)))
         residual = self.relu(self.bn2(self.conv2(residual)))
-        residual = self.bn3(self.conv3(residual))
+        residual = self.drop_path(self.bn3(self.conv3(residual)))
         residual += self.downsample(x)
         output: Tensor = self.relu(residual)
         return output
@@ -81,6 +85,7 @@ class ResNet(nn.Module):
         small: the stem: for small images a 3×3 convolution that keeps their size, for large ones a 7×7
             convolution and a max pool, each of stride 2.
         drop_rate: fraction of the features that is dropped before the last layer, in training.
+        drop_path_rate: fraction of the images that skip the last block, in training; it falls to 0 at the first.
         zero_init_residual: start the last scale of each residual at zero, so that every block starts as its shortcut.
     """
 
@@ -94,6 +99,7 @@ class ResNet(nn.Module):
         width: int = 64,
         small: bool = False,
         drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
         zero_init_residual: bool = False,
     ) -> None:
         super().__init__()
@@ -103,16 +109,17 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, stride=2, padding=1)
         self._stages = [f"layer{number}" for number in range(1, len(depths) + 1)]
-        chans = width
+        chans, rates = width, iter(depth_rates(drop_path_rate, sum(depths)))
         for number, (name, depth) in enumerate(zip(self._stages, depths, strict=True)):
             blocks: list[nn.Module] = []
             for index in range(depth):
-                blocks.append(block(chans, width * 2**number, stride=2 if number > 0 and index == 0 else 1))
+                stride = 2 if number > 0 and index == 0 else 1
+                blocks.append(block(chans, width * 2**number, stride, next(rates)))
                 chans = width * 2**number * block.expansion
             self.add_module(name, nn.Sequential(*blocks))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
-        self.drop = nn.Dropout(drop_rate)
+        self.drop = Dropout(drop_rate)
         self.fc = nn.Linear(chans, num_classes)
         self._initialize(zero_init_residual)
 
@@ -138,14 +145,15 @@ class ResNet(nn.Module):
 class Options(TypedDict, total=False):
     """What each of the functions below takes, by keyword; the meanings are those of `ResNet`.
 
-    These are `in_chans` (3), `num_classes` (1000 for large images, 10 for small ones), `width` (64 and 16), `drop_rate`
-    (0) and `zero_init_residual` (False).
+    These are `in_chans` (3), `num_classes` (1000 for large images, 10 for small ones), `width` (64 and 16),
+    `drop_rate`, `drop_path_rate` (0) and `zero_init_residual` (False).
     """
 
     in_chans: int
     num_classes: int
     width: int
     drop_rate: float
+    drop_path_rate: float
     zero_init_residual: bool
 
 

@@ -47,11 +47,17 @@ class Noise(nn.Module):
         Raises:
             InputError: `keyed` was told rows, and `x` has neither as many nor a multiple.
         """
-        if self._place is None:
-            base, rows = int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu")), None
-        else:
-            base, rows = self._place
+        base, rows = self._place or (_drawn(), None)
         return mixed(_row_numbers(rows, len(x), x.device) ^ _signed(base))
+
+    def batch_key(self, x: Tensor) -> Tensor:
+        """Returns 64 random bits for the whole batch of which `x` is a part, as an int64 tensor of shape `(1,)`."""
+        base, _ = self._place or (_drawn(), None)
+        return mixed(torch.tensor([_signed(base)], device=x.device))
+
+
+def _drawn() -> int:
+    return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
 
 
 def _row_numbers(rows: Rows, count: int, device: torch.device) -> Tensor:

@@ -13,6 +13,7 @@ from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.optim import Plateau
+from trainwell.regularize import keyed
 from trainwell.train import interrupt
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
 from trainwell.train.checkpoint_folder import CheckpointFolder
@@ -135,14 +136,16 @@ class Trainer:
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Adds up the batch's gradient, piece by piece; returns loss, reported loss, and how many were right."""
         totals = torch.zeros(3, device=inputs.device)
-        pieces = self.recipe.grad_accum_steps
+        pieces, start = self.recipe.grad_accum_steps, 0
         for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):
-            share = len(y) / len(targets)
-            with self.hardware.autocast():
-                outputs = self.model(x)
-            outputs = aligned(outputs.float(), y)
-            loss = self.objective(outputs, y)
-            torch.autograd.backward(loss * share if share < 1 else loss)
+            share, rows = len(y) / len(targets), range(start, start + len(y))
+            start += len(y)
+            with keyed(self.model, self.recipe.seed, "noise", self.step, rows=rows):
+                with self.hardware.autocast():
+                    outputs = self.model(x)
+                outputs = aligned(outputs.float(), y)
+                loss = self.objective(outputs, y)
+                torch.autograd.backward(loss * share if share < 1 else loss)
             with torch.no_grad():
                 reported = loss if self.reported is self.objective else self.reported(outputs, y)
                 right = (outputs.argmax(1) == y).sum() if self.classification else torch.zeros((), device=x.device)

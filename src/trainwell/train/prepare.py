@@ -157,7 +157,12 @@ def model_name(recipe: Recipe, custom: Custom) -> str:
 
 def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None) -> nn.Module:
     random.seed_everything(recipe.seed, "init")
-    return models.create(recipe.model, **dimensions(data, size), drop_rate=recipe.drop_rate)
+    return models.create(
+        recipe.model,
+        **dimensions(data, size),
+        drop_rate=recipe.drop_rate,
+        drop_path_rate=recipe.drop_path_rate,
+    )
 
 
 def _losses(data: Data, recipe: Recipe, custom: Custom, machine: hardware.Hardware) -> tuple[losses.Loss, losses.Loss]:

@@ -20,10 +20,15 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
 
     def loss_of_step(step: int) -> torch.Tensor:
         random.seed_everything(recipe.seed, "step", step)
+        trainer.step = step  # the noise of layers is a function of it
         loss, *_ = trainer.forward_backward(*train.batch(*divmod(step, len(train))))
         if recipe.clip_grad is not None:
             torch.nn.utils.clip_grad_norm_(trainer.parameters, recipe.clip_grad)
         return loss
 
     most = max(options.get("steps", 0), options.get("trial_steps", 0), 100)
-    return lr_range(trainer.model, trainer.optimizer, range(most), closure=loss_of_step, **options)
+    before = trainer.step
+    try:
+        return lr_range(trainer.model, trainer.optimizer, range(most), closure=loss_of_step, **options)
+    finally:
+        trainer.step = before

@@ -42,6 +42,9 @@ class Recipe:
     drop_rate: float = 0.0
     """dropout before the last layer: the fraction dropped"""
 
+    drop_path_rate: float = 0.0
+    """stochastic depth: the fraction of images that skip the last residual block, falling to 0 at the first"""
+
     epochs: int | None = None
     """how often to go through the training images"""
 
@@ -135,7 +138,8 @@ class Recipe:
             _check_written_out(self.schedule, self.lr)
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
-            "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "min_delta": 0, "warmup": 0,
+            "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "drop_path_rate": 0,
+            "min_delta": 0, "warmup": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -145,7 +149,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0; it is {value}")
-        for name in ("momentum", "label_smoothing", "drop_rate", "warmup"):
+        for name in ("momentum", "label_smoothing", "drop_rate", "drop_path_rate", "warmup"):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
         if self.threads is not None and self.threads > _MOST_THREADS:
