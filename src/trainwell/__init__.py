@@ -7,7 +7,7 @@ from trainwell._lazy import attributes
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trainwell import data, errors, lab, models, optim, random, regularize, train
+    from trainwell import data, ensemble, errors, lab, models, optim, random, regularize, train
     from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
@@ -21,6 +21,7 @@ __all__ = [
     "Run",
     "data",
     "dry_run",
+    "ensemble",
     "errors",
     "fit",
     "lab",
@@ -40,7 +41,7 @@ __getattr__ = attributes(
     {
         **{
             package: package
-            for package in ("data", "errors", "lab", "models", "optim", "random", "regularize", "train")
+            for package in ("data", "ensemble", "errors", "lab", "models", "optim", "random", "regularize", "train")
         },
         "InputError": "errors",
         "Recipe": "train.recipe",

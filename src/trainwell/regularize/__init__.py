@@ -6,16 +6,31 @@ from trainwell._lazy import attributes
 
 if TYPE_CHECKING:
     from trainwell.regularize.depth import StochasticDepth, depth_rates
+    from trainwell.regularize.dropconnect import DropConnect
     from trainwell.regularize.dropout import Dropout, exact_marginal
-    from trainwell.regularize.noise import Noise, keyed, sampling
+    from trainwell.regularize.noise import Noise, evaluating, keyed, sampling
+    from trainwell.regularize.pooling import FractionalMaxPool2d
 
-__all__ = ["Dropout", "Noise", "StochasticDepth", "depth_rates", "exact_marginal", "keyed", "sampling"]
+__all__ = [
+    "DropConnect",
+    "Dropout",
+    "FractionalMaxPool2d",
+    "Noise",
+    "StochasticDepth",
+    "depth_rates",
+    "evaluating",
+    "exact_marginal",
+    "keyed",
+    "sampling",
+]
 
 __getattr__ = attributes(
     __name__,
     {
         **dict.fromkeys(["StochasticDepth", "depth_rates"], "depth"),
+        "DropConnect": "dropconnect",
         **dict.fromkeys(["Dropout", "exact_marginal"], "dropout"),
-        **dict.fromkeys(["Noise", "keyed", "sampling"], "noise"),
+        "FractionalMaxPool2d": "pooling",
+        **dict.fromkeys(["Noise", "evaluating", "keyed", "sampling"], "noise"),
     },
 )

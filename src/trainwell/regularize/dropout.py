@@ -73,17 +73,21 @@ class Dropout(Noise):
         scale = 1 / (1 - self.p) if self.scaling == "inverted" else 1.0
         if self._forced is not None:
             return torch.where(self._forced, x * scale, 0)
-        keys = self.row_keys(x)
-        if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-            return masks.drop(x, keys, self.p, scale, maps=self.maps, kernel="reference")  # torch can look into it
-        dropped: Tensor = _Drop.apply(x, keys, self.p, scale, self.maps)  # type: ignore[no-untyped-call]
-        return dropped
+        return dropped(x, self.row_keys(x), self.p, scale, maps=self.maps)
 
 
-def check_fraction(p: float) -> None:
+def check_fraction(p: float, *, below_1: bool = False) -> None:
     """Refuses what is no fraction."""
-    if not 0 <= p <= 1:
-        raise InputError(f"p is {p}: it is the fraction that is dropped, from 0 to 1")
+    if not 0 <= p <= 1 or (below_1 and p == 1):
+        raise InputError(f"p is {p}: it is the fraction that is dropped, from 0 to {'below ' if below_1 else ''}1")
+
+
+def dropped(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False) -> Tensor:
+    """Drops by the rows' keys, see `masks.drop`, with derivatives."""
+    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
+        return masks.drop(x, keys, p, scale, maps=maps, kernel="reference")  # which torch can look into
+    result: Tensor = _Drop.apply(x, keys, p, scale, maps)  # type: ignore[no-untyped-call]
+    return result
 
 
 class _Drop(torch.autograd.Function):

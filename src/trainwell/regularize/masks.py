@@ -6,6 +6,7 @@ functions*, 2018), one for each half of the key. A unit is dropped if its word i
 """
 
 import functools
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -42,6 +43,16 @@ def _lowbias32(x: Tensor) -> Tensor:
 def kept(keys: Tensor, count: int, p: float) -> Tensor:
     """Returns which of `count` units of each row are kept: a bool tensor `(n, count)`."""
     return words(keys, count) >= threshold(p)
+
+
+def gaussian(keys: Tensor, count: int) -> Tensor:
+    """Returns `count` independent standard normal numbers for each key, float32 `(n, count)`: Box and Muller's.
+
+    >>> gaussian(torch.arange(100), 100).std().round(decimals=1)
+    tensor(1.)
+    """
+    first, second = (words(keys, 2 * count) + 0.5).double().mul(2.0**-32).view(len(keys), count, 2).unbind(2)
+    return ((-2 * first.log()).sqrt() * (2 * math.pi * second).cos()).float()
 
 
 def threshold(p: float) -> int:

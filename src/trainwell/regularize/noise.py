@@ -144,20 +144,39 @@ def sampling(model: nn.Module) -> Iterator[None]:
     ...     model[0].training, model[1].training
     (True, False)
     """
-    before = [(module, module.training, getattr(module, "_sampling", False)) for module in model.modules()]
+    layers = [module for module in model.modules() if isinstance(module, Noise)]
+    before = [layer._sampling for layer in layers]
+    with evaluating(model):
+        try:
+            for layer in layers:
+                layer._sampling = True
+            for module in model.modules():
+                if isinstance(module, _TORCHS):
+                    module.training = True
+            yield
+        finally:
+            for layer, sampled in zip(layers, before, strict=True):
+                layer._sampling = sampled
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Puts a model into evaluation; afterwards every module is in the mode in which it was.
+
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8).eval())
+    >>> with evaluating(model):
+    ...     model.training
+    False
+    >>> model[0].training, model[1].training
+    (True, False)
+    """
+    before = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
-        for module, _, _ in before:
-            if isinstance(module, Noise):
-                module._sampling = True
-            elif isinstance(module, _TORCHS):
-                module.training = True
         yield
     finally:
-        for module, training, sampled in before:
+        for module, training in before:
             module.training = training
-            if isinstance(module, Noise):
-                module._sampling = sampled
 
 
 def _bare(model: nn.Module) -> nn.Module:

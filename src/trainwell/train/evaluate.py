@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from trainwell.data.batches import Batches
+from trainwell.regularize import evaluating
 from trainwell.train.losses import aligned
 
 
@@ -19,18 +20,13 @@ def outputs_of(
 
     The model is put in evaluation, and every module then back in the mode it was in.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     outputs, targets = [], []
-    try:
+    with evaluating(model):
         for number in range(len(batches)):
             x, y = batches.batch(0, number)
             with autocast or contextlib.nullcontext():
                 out = model(x)
             outputs.append(out.float())
             targets.append(y)
-    finally:
-        for module, training in modes:
-            module.training = training
     all_targets = torch.cat(targets)
     return aligned(torch.cat(outputs), all_targets), all_targets

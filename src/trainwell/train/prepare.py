@@ -16,6 +16,7 @@ from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.data.images import Images
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
+from trainwell.regularize import evaluating
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
@@ -196,17 +197,13 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
     )  # fmt: skip
     x, y = few.batch(0, 0)
     shape = tuple(x.shape)
-    modes = [(module, module.training) for module in trainer.model.modules()]
     try:
-        with torch.no_grad(), trainer.hardware.autocast():
-            out = trainer.model.eval()(x)
+        with torch.no_grad(), evaluating(trainer.model), trainer.hardware.autocast():
+            out = trainer.model(x)
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise InputError(f"the model cannot take a float32 batch of shape {shape} ({in_one_line(error)})") from error
-    finally:
-        for module, training in modes:
-            module.training = training
     if not isinstance(out, torch.Tensor):
         raise InputError(f"the model must return a tensor, not a {type(out).__name__}")
     if custom.loss is None and tuple(out.shape) not in [(len(y), outputs), tuple(y.shape)]:

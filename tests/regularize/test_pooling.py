@@ -1,0 +1,159 @@
+"""Fractional max pooling: the paper's regions, torch's op where both are the same, and what stands for the average."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch.nn import functional as F
+
+from trainwell import InputError
+from trainwell.regularize import FractionalMaxPool2d, keyed, pooling, sampling
+from trainwell.regularize.noise import mixed
+
+MODES = pytest.mark.parametrize("mode", ["random", "pseudorandom"])
+OVERLAPPING = pytest.mark.parametrize("overlapping", [True, False])
+
+
+def by_hand(x, rows, columns, overlapping):
+    """The maxima over the regions between borders, in loops."""
+    more = 1 if overlapping else 0
+    return torch.stack([
+        torch.stack([x[..., a : b + more, c : d + more].amax((-2, -1)) for c, d in itertools.pairwise(columns)], -1)
+        for a, b in itertools.pairwise(rows)
+    ], -2)  # fmt: skip
+
+
+@MODES
+@OVERLAPPING
+@pytest.mark.parametrize("size", [(9, 10), (10, 7)])
+def test_the_maxima_over_the_papers_regions(mode, overlapping, size):
+    x = torch.randn(4, 3, *size)
+    layer = FractionalMaxPool2d(output_size=(6, 5), mode=mode, overlapping=overlapping)
+    with keyed(layer, 0):
+        out, keys = layer(x), layer.row_keys(x)
+    ways = [side - 1 if overlapping else side for side in size]
+    borders = [layer._borders(side, to, k, keys, x) for k, (side, to) in enumerate(zip(size, (6, 5), strict=True))]
+    for i in range(4):
+        rows, columns = (b[i].tolist() for b in borders)
+        assert (rows[0], rows[-1], columns[0], columns[-1]) == (0, ways[0], 0, ways[1])
+        assert {b - a for a, b in itertools.pairwise(rows)} <= {1, 2}
+        assert torch.equal(out[i], by_hand(x[i], rows, columns, overlapping))
+    assert len({tuple(row) for row in borders[0].tolist() + borders[1].tolist()}) > 2  # drawn for each row and side
+
+
+@given(st.integers(1, 60), st.data())
+def test_borders_are_one_or_two_apart_and_reach_the_end(steps, data):
+    way = data.draw(st.integers(steps, 2 * steps))
+    u = torch.tensor([0, 2**31, 2**32 - 1, data.draw(st.integers(0, 2**32 - 1))])
+    for borders in (pooling.pseudorandom_borders(u, way, steps), pooling.random_borders(torch.arange(4), way, steps)):
+        assert (borders[:, 0] == 0).all()
+        assert (borders[:, -1] == way).all()
+        assert set(borders.diff(dim=1).unique().tolist()) <= {1, 2}
+
+
+def test_pseudorandom_borders_are_the_papers_formula():
+    for u in (0.1, 0.37, 0.9):
+        alpha = 25 / 18
+        formula = [math.ceil(alpha * (i + u)) for i in range(19)]
+        borders = pooling.pseudorandom_borders(torch.tensor([round(u * 2**32)]), 25, 18)[0]
+        assert borders.tolist() == [a - formula[0] for a in formula]
+
+
+def test_every_order_of_ones_and_twos_is_as_likely():
+    borders = pooling.random_borders(mixed(torch.arange(20_000)), 7, 5)  # two twos among five: ten orders
+    counts = torch.unique(borders, dim=0, return_counts=True)[1]
+    assert len(counts) == 10
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_it_is_torchs_op_where_that_has_the_same_regions():
+    # Halving: every region is two pixels wide, whatever is drawn.
+    x = torch.randn(3, 2, 12, 8)
+    theirs = F.fractional_max_pool2d(x, 2, output_size=(6, 4))
+    for mode in ("random", "pseudorandom"):
+        layer = FractionalMaxPool2d(output_size=(6, 4), mode=mode, overlapping=False)
+        assert torch.equal(layer(x), theirs)
+        assert torch.equal(layer.eval()(x), theirs)
+    # And in general, with torch's own borders in place of ours: regions of two from each border on.
+    samples = torch.rand(3, 2, 2)
+    theirs = F.fractional_max_pool2d(x, 2, output_size=(9, 5), _random_samples=samples)
+    for i in range(3):
+        for c in range(2):
+            starts = [_as_torch(size, to, float(u)) for size, to, u in zip((8, 12), (5, 9), samples[i, c], strict=True)]
+            columns, rows = starts
+            regions = [[x[i, c, a : a + 2, b : b + 2].max() for b in columns] for a in rows]
+            assert torch.equal(theirs[i, c], torch.tensor(regions))
+
+
+def _as_torch(size, to, u):
+    alpha = (size - 2) / (to - 1)
+    return [int((i + u) * alpha) - int(u * alpha) for i in range(to - 1)] + [size - 2]
+
+
+@MODES
+@OVERLAPPING
+def test_evaluation_is_always_the_same_and_sampling_is_not(mode, overlapping):
+    layer, x = FractionalMaxPool2d(mode=mode, overlapping=overlapping), torch.randn(2, 3, 25, 25)
+    training = layer(x)
+    assert not torch.equal(layer(x), training)
+    layer.eval()
+    first = layer(x)
+    assert first.shape == training.shape == (2, 3, 17, 17)
+    assert torch.equal(layer(x), first)
+    assert torch.equal(layer(x[:1]), first[:1])
+    with sampling(layer):
+        assert not torch.equal(layer(x), layer(x))
+    borders = layer._borders(25, 17, 0, None, x)[0].tolist()
+    assert torch.equal(first, by_hand(x, borders, borders, overlapping))
+
+
+@MODES
+def test_each_row_has_the_regions_of_its_place_in_the_batch(mode):
+    layer, x = FractionalMaxPool2d(mode=mode), torch.randn(1, 3, 25, 25).expand(6, -1, -1, -1)
+    with keyed(layer, 0):
+        whole = layer(x)
+    with keyed(layer, 0, rows=range(2, 6)):
+        assert torch.equal(layer(x[2:]), whole[2:])
+    assert not torch.equal(whole[0], whole[1])
+
+
+@MODES
+@OVERLAPPING
+def test_the_gradient_goes_to_the_maxima(mode, overlapping):
+    layer = FractionalMaxPool2d(mode=mode, overlapping=overlapping)
+    x = torch.randn(2, 2, 7, 8, dtype=torch.float64, requires_grad=True)
+
+    def pooled(x):
+        with keyed(layer, 0):
+            return layer(x)
+
+    assert torch.autograd.gradcheck(pooled, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_batch_dtype_and_layout(dtype):
+    layer = FractionalMaxPool2d(0.6)
+    for n in (1, 5):
+        x = torch.randn(n, 3, 20, 21).to(dtype).contiguous(memory_format=torch.channels_last)
+        assert layer(x).shape == (n, 3, 12, 12)
+        assert layer(x).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "message"),
+    [
+        ({"output_ratio": 0.3}, (1, 1, 9, 9), "from 1/2 to below 1"),
+        ({"output_ratio": 0.7, "output_size": 5}, (1, 1, 9, 9), "give one of them"),
+        ({"mode": "fixed"}, (1, 1, 9, 9), "random or pseudorandom"),
+        ({"output_size": 3}, (1, 1, 9, 9), "9 pixels cannot become 3: it can become 4 to 8"),
+        ({"output_size": 9}, (1, 1, 9, 9), "it can become 4 to 8"),
+        ({}, (1, 9, 9), r"images are \(n, c, h, w\)"),
+    ],
+)
+def test_bad_input(arguments, shape, message):
+    with pytest.raises(InputError, match=message):
+        FractionalMaxPool2d(**arguments)(torch.zeros(shape))
