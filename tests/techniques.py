@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwell.regularize import Dropout
+from trainwell.regularize import DropConnect, Dropout, FractionalMaxPool2d
 
 
 class WithOurDropout(nn.Sequential):
@@ -26,6 +26,16 @@ class WithDropout(nn.Sequential):
         super().__init__(
             nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout2d(0.2), nn.Flatten(),
             nn.Linear(512, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 10),
+        )  # fmt: skip
+
+
+class WithDroppedWeights(nn.Sequential):
+    """The same with DropConnect and fractional pooling."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), FractionalMaxPool2d(0.7, mode="random"),
+            nn.Flatten(), DropConnect(nn.Linear(200, 32), 0.3), nn.ReLU(), nn.Linear(32, 10),
         )  # fmt: skip
 
 
@@ -63,6 +73,12 @@ TECHNIQUES = [
         "our dropout, gradient accumulation, bf16",
         {"batch_size": 24, "grad_accum_steps": 3, "precision": "bf16"},
         model=WithOurDropout,
+    ),
+    Technique("DropConnect and fractional pooling", {"lr": 0.01}, model=WithDroppedWeights),
+    Technique(
+        "DropConnect and fractional pooling in bf16",
+        {"lr": 0.01, "precision": "bf16", "memory_format": "channels_last"},
+        model=WithDroppedWeights,
     ),
     Technique("stochastic depth", {"drop_path_rate": 0.3}, model=lambda: "resnet8"),
     Technique("label smoothing", {"label_smoothing": 0.1}),

@@ -45,7 +45,7 @@ PARTS = """
     rng = np.random.default_rng(0)
     data = tw.load({"train": (rng.integers(0, 256, (40, 9, 8, 3), dtype=np.uint8), np.arange(40) % 2)})
     batches = tw.data.Batches(data.train, 8, size=(8, 8), shuffle=True)
-    model = tw.models.create("resnet8", num_classes=2, in_chans=3)
+    model = tw.models.create("resnet8", num_classes=2, in_chans=3, drop_rate=0.2, drop_path_rate=0.2)
     rate = tw.schedules.warmup(tw.schedules.cosine(0.1, steps=4), steps=2)
     optimizer = torch.optim.SGD(tw.optim.no_decay_groups(model, 1e-4), lr=rate(0))
     stopping = tw.train.EarlyStopping(patience=3, mode="min")
