@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
 from trainwell import InputError
@@ -171,6 +172,16 @@ def test_a_forward_pass_that_is_done_again_has_the_same_noise(x):
         gradients.append([p.grad.clone() for p in model.parameters()])
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_compiled_model_is_compiled_once_for_all_steps(x):
+    torch.compiler.reset()
+    counter, model = CompileCounter(), ours()
+    compiled = torch.compile(model, backend=counter, fullgraph=True)
+    for step in range(4):
+        torch.testing.assert_close(noisy(compiled, x, 0, step), noisy(model, x, 0, step))
+        compiled(x)  # and without a key
+    assert counter.frame_count == 2
 
 
 def test_nothing_is_saved_and_copies_work(x):

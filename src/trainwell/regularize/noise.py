@@ -8,6 +8,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class Noise(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self._sampling = False
-        self._place: tuple[int, Rows] | None = None
+        self._place: tuple[Tensor, Rows] | None = None
 
     @property
     def noisy(self) -> bool:
@@ -48,16 +49,16 @@ class Noise(nn.Module):
             InputError: `keyed` was told rows, and `x` has neither as many nor a multiple.
         """
         base, rows = self._place or (_drawn(), None)
-        return mixed(_row_numbers(rows, len(x), x.device) ^ _signed(base))
+        return mixed(_row_numbers(rows, len(x), x.device) ^ base.to(x.device))
 
     def batch_key(self, x: Tensor) -> Tensor:
         """Returns 64 random bits for the whole batch of which `x` is a part, as an int64 tensor of shape `(1,)`."""
         base, _ = self._place or (_drawn(), None)
-        return mixed(torch.tensor([_signed(base)], device=x.device))
+        return mixed(base.to(x.device).reshape(1))
 
 
-def _drawn() -> int:
-    return int(torch.randint(-(2**63), 2**63 - 1, (), device="cpu"))
+def _drawn() -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, (), device="cpu")
 
 
 def _row_numbers(rows: Rows, count: int, device: torch.device) -> Tensor:
@@ -121,7 +122,9 @@ def keyed(model: nn.Module, *where: int | str, rows: Rows = None) -> Iterator[No
     True
     """
     layers = [(name, layer) for name, layer in _bare(model).named_modules() if isinstance(layer, Noise)]
-    keys = random.keys(random.key(*where), [_signed(random.word(name)) for name, _ in layers]).tolist()
+    words = np.array([random.word(name) for name, _ in layers], np.uint64)
+    # As tensors: of numbers, which change, torch.compile would compile each step anew.
+    keys = torch.from_numpy(random.keys(random.key(*where), words).view(np.int64)).unbind()
     before = [layer._place for _, layer in layers]
     try:
         for (_, layer), key in zip(layers, keys, strict=True):
