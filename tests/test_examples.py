@@ -28,7 +28,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(r"\['\d'\]", label)
 
 
-@pytest.mark.parametrize("name", ["docs/optim.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["docs/optim.md", "docs/regularize.md", "CONTRIBUTING.md"])
 def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from trainwell.regularize.depth import StochasticDepth, depth_rates
     from trainwell.regularize.dropconnect import DropConnect
     from trainwell.regularize.dropout import Dropout, exact_marginal
+    from trainwell.regularize.mixing import Mixed, cutmix, mix, mixed_loss, mixup
     from trainwell.regularize.noise import Noise, evaluating, keyed, sampling
     from trainwell.regularize.pooling import FractionalMaxPool2d
 
@@ -15,12 +16,17 @@ __all__ = [
     "DropConnect",
     "Dropout",
     "FractionalMaxPool2d",
+    "Mixed",
     "Noise",
     "StochasticDepth",
+    "cutmix",
     "depth_rates",
     "evaluating",
     "exact_marginal",
     "keyed",
+    "mix",
+    "mixed_loss",
+    "mixup",
     "sampling",
 ]
 
@@ -31,6 +37,7 @@ __getattr__ = attributes(
         "DropConnect": "dropconnect",
         **dict.fromkeys(["Dropout", "exact_marginal"], "dropout"),
         "FractionalMaxPool2d": "pooling",
+        **dict.fromkeys(["Mixed", "cutmix", "mix", "mixed_loss", "mixup"], "mixing"),
         **dict.fromkeys(["Noise", "evaluating", "keyed", "sampling"], "noise"),
     },
 )

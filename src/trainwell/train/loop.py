@@ -13,7 +13,7 @@ from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.optim import Plateau
-from trainwell.regularize import keyed
+from trainwell.regularize import Mixed, keyed, mix, mixed_loss
 from trainwell.train import interrupt
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
 from trainwell.train.checkpoint_folder import CheckpointFolder
@@ -135,22 +135,26 @@ class Trainer:
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Adds up the batch's gradient, piece by piece; returns loss, reported loss, and how many were right."""
-        totals = torch.zeros(3, device=inputs.device)
-        pieces, start = self.recipe.grad_accum_steps, 0
-        for x, y in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True):
-            share, rows = len(y) / len(targets), range(start, start + len(y))
-            start += len(y)
-            with keyed(self.model, self.recipe.seed, "noise", self.step, rows=rows):
+        totals, count = torch.zeros(3, device=inputs.device), len(targets)
+        mixed = self._mixed(inputs)
+        for rows in torch.arange(count).chunk(self.recipe.grad_accum_steps):
+            piece, share = slice(int(rows[0]), int(rows[-1]) + 1), len(rows) / count
+            mean = _mean_over(piece, targets, mixed)
+            with keyed(self.model, self.recipe.seed, "noise", self.step, rows=range(piece.start, piece.stop)):
                 with self.hardware.autocast():
-                    outputs = self.model(x)
-                outputs = aligned(outputs.float(), y)
-                loss = self.objective(outputs, y)
+                    outputs = self.model((mixed.inputs if mixed else inputs)[piece])
+                outputs = aligned(outputs.float(), targets[piece])
+                loss = mean(self.objective, outputs)
                 torch.autograd.backward(loss * share if share < 1 else loss)
             with torch.no_grad():
-                reported = loss if self.reported is self.objective else self.reported(outputs, y)
-                right = (outputs.argmax(1) == y).sum() if self.classification else torch.zeros((), device=x.device)
+                reported = loss if self.reported is self.objective else mean(self.reported, outputs)
+                right = mean(_fraction_right, outputs) * len(rows) if self.classification else torch.zeros_like(loss)
                 totals += torch.stack([loss * share, reported * share, right.to(loss.dtype)])
         return tuple(totals.detach())
+
+    def _mixed(self, inputs: torch.Tensor) -> Mixed | None:
+        recipe = self.recipe
+        return mix(inputs, recipe.seed, "mix", self.step, mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix)
 
     # ------------------------------------------------------------------ epochs
 
@@ -321,3 +325,17 @@ class Trainer:
         self.history.replace(state["history"])
         if self.checkpoints is not None:
             self.checkpoints.remove_after(self.step)
+
+
+def _mean_over(
+    piece: slice, targets: torch.Tensor, mixed: Mixed | None
+) -> Callable[[Loss, torch.Tensor], torch.Tensor]:
+    """Returns a function from a loss and outputs to its mean over a piece of the batch."""
+    if mixed is None:
+        return lambda loss, outputs: loss(outputs, targets[piece])
+    others, share = targets[mixed.partners][piece], mixed.share[piece]
+    return lambda loss, outputs: mixed_loss(loss, outputs, targets[piece], others, share)
+
+
+def _fraction_right(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(1) == targets).double().mean()

@@ -72,6 +72,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     if recipe.sampling == "balanced" and data.task != "classification":
         raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
     images = data.images
+    if recipe.cutmix and images is None:
+        raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
     size = images.size if images is not None else None
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
     if images is not None and recipe.img_size is not None:

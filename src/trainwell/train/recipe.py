@@ -84,6 +84,12 @@ class Recipe:
     label_smoothing: float = 0.0
     """the share of each target that is spread over all classes"""
 
+    mixup: float = 0.0
+    """blend each sample with another: alpha of the Beta distribution of the shares, such as 0.2; 0 is off"""
+
+    cutmix: float = 0.0
+    """paste a box of another image into each: alpha of the shares, such as 1; beside mixup, every other batch or so"""
+
     class_weight: Literal["none", "balanced"] = "none"
     """balanced: the loss of each class counts as if all classes were equally common"""
 
@@ -139,7 +145,7 @@ class Recipe:
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
             "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "drop_path_rate": 0,
-            "min_delta": 0, "warmup": 0,
+            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

@@ -1,0 +1,110 @@
+"""Mixup and CutMix: their papers' formulas given the draws, and the draws themselves."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch.nn import functional as F
+
+from trainwell import InputError
+from trainwell.regularize import cutmix, mix, mixed_loss, mixup
+
+
+def test_mixup_is_the_papers_formula():
+    x = torch.randn(5, 3, 4, 4)
+    share, partners = torch.rand(5), torch.tensor([3, 0, 2, 4, 1])
+    mixed = mixup(x, share=share, partners=partners)
+    for i in range(5):
+        torch.testing.assert_close(mixed.inputs[i], share[i] * x[i] + (1 - share[i]) * x[partners[i]])
+    assert torch.equal(mixed.share, share)
+
+
+FRACTION = st.floats(0, 1, exclude_max=True, width=32)
+
+
+@given(st.floats(0, 1, width=32), FRACTION, FRACTION, st.integers(1, 33), st.integers(1, 33))
+def test_cutmix_is_the_papers_box(share, row, column, height, width):
+    own, other = torch.zeros(1, height, width), torch.ones(1, height, width)
+    mixed = cutmix(torch.stack([own, other]), share=torch.tensor([share, 1.0]), partners=torch.tensor([1, 0]),
+                   centres=torch.tensor([[row, column], [0, 0]]).double())  # fmt: skip
+    # As in the authors' rand_bbox: half sides by whole numbers, cut off at the border.
+    cut = math.sqrt(1 - share)
+    box_h, box_w = int(height * cut), int(width * cut)
+    y, x = int(row * height), int(column * width)
+    y1, y2 = np.clip([y - box_h // 2, y + box_h // 2], 0, height)
+    x1, x2 = np.clip([x - box_w // 2, x + box_w // 2], 0, width)
+    expected = torch.zeros(1, height, width)
+    expected[:, y1:y2, x1:x2] = 1
+    assert torch.equal(mixed.inputs[0], expected)
+    assert float(mixed.share[0]) == pytest.approx(1 - (y2 - y1) * (x2 - x1) / (height * width), abs=1e-6)
+    assert torch.equal(mixed.inputs[1], other)
+    assert mixed.share[1] == 1
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
+def test_shares_have_the_beta_distribution_and_partners_are_a_permutation(alpha):
+    mixed = mixup(torch.zeros(20_000, 1), 0, alpha=alpha)
+    low = mixed.share[mixed.share < 0.5].double().numpy()  # near 1 float32 has few numbers
+    assert stats.binomtest(len(low), 20_000).pvalue > 1e-4
+    assert stats.kstest(low, lambda x: 2 * stats.beta(alpha, alpha).cdf(x)).pvalue > 1e-4
+    assert torch.equal(mixed.partners.sort().values, torch.arange(20_000))
+    assert abs(np.corrcoef(mixed.partners.numpy(), np.arange(20_000))[0, 1]) < 0.03
+
+
+@pytest.mark.parametrize("function", [mixup, cutmix])
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_it_is_a_function_of_the_place_for_any_batch(function, n):
+    x = torch.randn(n, 3, 8, 8)
+    before = x.clone()
+    first, again, other = function(x, 0, 5), function(x, 0, 5), function(x, 0, 6)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.share, other.share) or function is cutmix
+    assert torch.equal(x, before)
+    assert first.inputs.shape == x.shape
+    assert ((first.share >= 0) & (first.share <= 1)).all()
+
+
+@pytest.mark.parametrize("function", [mixup, cutmix])
+def test_dtype_and_layout_are_kept(function):
+    x = torch.randn(4, 3, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    mixed = function(x, 0)
+    assert mixed.inputs.dtype == torch.bfloat16
+    assert mixed.inputs.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_that_of_mixed_targets(smoothing):
+    outputs, y, others = torch.randn(6, 4), torch.randint(0, 4, (6,)), torch.randint(0, 4, (6,))
+    share = torch.rand(6)
+    soft = share[:, None] * F.one_hot(y, 4) + (1 - share[:, None]) * F.one_hot(others, 4)
+    ours = mixed_loss(lambda o, t: F.cross_entropy(o, t, label_smoothing=smoothing), outputs, y, others, share)
+    torch.testing.assert_close(ours, F.cross_entropy(outputs, soft, label_smoothing=smoothing))
+
+
+def test_the_loss_of_numbers_and_of_labels():
+    outputs, y, others, share = torch.randn(6, 2), torch.rand(6, 2), torch.rand(6, 2), torch.rand(6)
+    for loss in (F.mse_loss, F.binary_cross_entropy_with_logits):
+        each = [share[i] * loss(outputs[i], y[i]) + (1 - share[i]) * loss(outputs[i], others[i]) for i in range(6)]
+        torch.testing.assert_close(mixed_loss(loss, outputs, y, others, share), torch.stack(each).mean())
+
+
+def test_with_both_each_has_its_turn():
+    x = torch.randn(4, 1, 8, 8)
+    assert mix(x, 0) is None
+    turns = []
+    for step in range(400):
+        mixed = mix(x, step, mixup_alpha=0.2, cutmix_alpha=1.0)
+        turns.append(torch.equal(mixed.inputs, mixup(x, step, alpha=0.2).inputs))
+        assert turns[-1] or torch.equal(mixed.inputs, cutmix(x, step, alpha=1.0).inputs)
+    assert stats.binomtest(sum(turns), 400).pvalue > 1e-4
+
+
+def test_bad_input():
+    with pytest.raises(InputError, match="alpha is 0"):
+        mixup(torch.zeros(2, 2), 0, alpha=0)
+    with pytest.raises(InputError, match="CutMix is for images"):
+        cutmix(torch.zeros(2, 2), 0)
