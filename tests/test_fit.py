@@ -351,6 +351,10 @@ class TwoOutputs(nn.Linear):
         return super().forward(x), x
 
 
+def _not_of_one_sample(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets) * (1 if outputs.sum().item() > 0 else 2)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -364,6 +368,9 @@ class TwoOutputs(nn.Linear):
         ({"loss": nn.BCEWithLogitsLoss()}, "the loss cannot take outputs"),
         ({"loss": "mse"}, "loss must be a function"),
         ({"loss": nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "label_smoothing is for the classification loss"),
+        ({"cutmix": 1.0}, "cutmix pastes parts of images"),
+        ({"mixup": 0.2, "loss": _not_of_one_sample}, "take the loss of each sample, and this one cannot"),
+        ({"model": "mlp", "drop_path_rate": 0.1}, "no residual blocks"),
         ({"metrics": [print]}, "metrics must map names"),
         ({"metrics": {"loss": max}}, "cannot be called 'loss'"),
         ({"batch_size": 1}, "batch norm needs at least 2"),

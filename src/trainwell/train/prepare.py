@@ -16,7 +16,7 @@ from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.data.images import Images
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
-from trainwell.regularize import evaluating
+from trainwell.regularize import evaluating, mixed_loss
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
@@ -219,3 +219,10 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
         raise InputError(f"the loss cannot take outputs of shape {tuple(out.shape)} ({in_one_line(error)})") from error
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         raise InputError("the loss must return a tensor with one number, the mean over the batch (reduction='mean')")
+    if trainer.recipe.mixup or trainer.recipe.cutmix:
+        try:
+            with torch.no_grad():
+                mixed_loss(trainer.objective, losses.aligned(out.float(), y), y, y, torch.ones(len(y), device=y.device))
+        except Exception as error:
+            why = in_one_line(error)
+            raise InputError(f"mixup and cutmix take the loss of each sample, and this one cannot ({why})") from error
