@@ -28,7 +28,7 @@ from trainwell.train.recipe import SCHEDULES, Recipe
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "evidence" / "optimizers.csv"
 TASK = "CIFAR-10 with 4,000 training and 20,000 test images, a resnet8 of 16 base channels, 40 epochs, batches of 64"
-SPLIT = """--split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 200, "test": 20000}'"""
+SPLIT = """--same-split --split '{"val": 0.04, "test": 0.4}' --limit '{"train": 4000, "val": 200, "test": 20000}'"""
 RANGE_TEST = HERE.parent / "evidence" / "lr-range.csv"
 ENOUGH = 10  # seeds
 
@@ -137,7 +137,7 @@ def measured(card: str, rows: list[Row]) -> str:
             118,
         ),
         "",
-        f"| recipe | n | test accuracy, % | against {reference or 'nothing'}, points | seconds a run |",
+        f"| recipe | n | test accuracy, % | against {reference or 'nothing'}, points | seconds a run, median |",
         "|---|---|---|---|---|",
     ]
     lines += [_line(name, by_recipe, reference) for name in shown]
@@ -173,7 +173,7 @@ def what_decay_gives(by_recipe: dict[str, list[Row]]) -> list[str]:
 def _line(name: str, by_recipe: dict[str, list[Row]], reference: str | None) -> str:
     rows = by_recipe[name]
     accuracy = _told([100 * float(row["test_accuracy"]) for row in rows], "{:.2f}")
-    seconds = sum(float(row["seconds"]) for row in rows) / len(rows)
+    seconds = statistics.median(float(row["seconds"]) for row in rows)  # some runs were paused
     beside = "–"
     if reference and name != reference:
         theirs = {_key(row): float(row["test_accuracy"]) for row in by_recipe[reference]}
@@ -198,7 +198,9 @@ def _told(values: Sequence[float], form: str) -> str:
 
 def _fields(row: Row) -> str:
     given = json.loads(row["fields"])
-    return " ".join(f"{name}={str(value).lower() if value is True else value}" for name, value in given.items())
+    return " ".join(
+        f"{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in given.items()
+    )
 
 
 def measured_range_test(path: Path) -> str:
