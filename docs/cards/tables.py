@@ -146,7 +146,10 @@ def measured(card: str, rows: list[Row]) -> str:
     fewest = min(len(by_recipe[name]) for name in shown)
     if fewest < ENOUGH:
         lines += ["", f"**Fewer than {ENOUGH} seeds so far**: take it as a first look."]
-    recipes = [f"'{name}: {_fields(by_recipe[name][0])}'" for name in shown]
+    # A quoted argument may go on in the next line.
+    recipes = [
+        textwrap.fill(f"'{name}: {_fields(by_recipe[name][0])}'", 112, subsequent_indent="      ") for name in shown
+    ]
     seeds = max(len(by_recipe[name]) for name in shown)
     command = ["$ python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", SPLIT]
     lines += ["", "```console", " \\\n    ".join([*command, *recipes]), "```", ""]
