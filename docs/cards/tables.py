@@ -151,8 +151,8 @@ def measured(card: str, rows: list[Row]) -> str:
         textwrap.fill(f"'{name}: {_fields(by_recipe[name][0])}'", 112, subsequent_indent="      ") for name in shown
     ]
     seeds = max(len(by_recipe[name]) for name in shown)
-    command = ["$ python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", SPLIT]
-    lines += ["", "```console", " \\\n    ".join([*command, *recipes]), "```", ""]
+    command = ["python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", SPLIT]
+    lines += ["", "```sh", " \\\n    ".join([*command, *recipes]), "```", ""]
     return "\n".join([*lines, f"[The raw rows](../evidence/{EVIDENCE.name})."])
 
 

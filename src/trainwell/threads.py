@@ -99,6 +99,11 @@ def _pool() -> ThreadPoolExecutor:
 _forked = False
 
 
+def forked() -> bool:
+    """Says whether this process is a forked child, which lacks its parent's threads and may hold their locks."""
+    return _forked
+
+
 def _after_fork() -> None:
     global _forked
     _forked = True

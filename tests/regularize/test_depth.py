@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from trainwell import InputError
-from trainwell.regularize import StochasticDepth, depth_rates, keyed, masks
+from trainwell.regularize import StochasticDepth, depth_rates, keyed
 from trainwell.regularize.noise import sampling
 
 
@@ -90,8 +90,3 @@ def test_rates_rise_by_equal_steps():
 def test_bad_input(arguments, message):
     with pytest.raises(InputError, match=message):
         StochasticDepth(**arguments)
-
-
-def test_one_word_decides_for_a_row():
-    keys = torch.arange(5)
-    assert masks.kept(keys, 1, 0.5).shape == (5, 1)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from trainwell import jit
 from trainwell.data.images import Images
 from trainwell.errors import InputError
 from trainwell.threads import share
@@ -143,16 +144,9 @@ _FEW = 1 << 14  # pixels that one thread is faster with
 def _compiled() -> Callable[..., None] | None:
     """The pass as machine code, or `None` without numba."""
     try:
-        from numba import njit
+        return jit.compiled(_pass, fastmath={"contract"})
     except ImportError:
         return None
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
-    compiled: Callable[..., None]
-    try:
-        compiled = njit(cache=True, **options)(_pass)
-    except RuntimeError:  # no folder in which numba may keep it
-        compiled = njit(**options)(_pass)
-    return compiled
 
 
 def _pass(

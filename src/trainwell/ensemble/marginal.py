@@ -1,7 +1,7 @@
 """The average over everything that is random in a prediction: noise in the model, crops of the image, the members."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -79,7 +79,7 @@ def marginalize(
         raise InputError(f"samples is {samples} and batch_size {batch_size}: they are at least 0 and 1")
     views = list(crops) or [_as_it_is]
     parts = [
-        _averaged(members, x[start : start + batch_size], start, samples, views, seed, probabilities)
+        _averaged(_draws(members, x[start : start + batch_size], start, samples, views, seed, probabilities))
         for start in range(0, len(x), batch_size)
     ]
     mean, std, entropy, disagreement = (torch.cat(columns) for columns in zip(*parts, strict=True))
@@ -90,28 +90,19 @@ def _as_it_is(x: Tensor) -> Tensor:
     return x
 
 
-def _averaged(
-    members: list[nn.Module],
-    x: Tensor,
-    start: int,
-    samples: int,
-    views: list[View],
-    seed: int,
-    probabilities: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _averaged(draws: Iterable[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns mean, standard deviation, entropy and disagreement of one batch, from sums alone."""
-    draws, mean, squares, votes = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-    for p in _draws(members, x, start, samples, views, seed, probabilities):
-        draws += 1
-        if draws == 1:
+    count, mean, squares, votes = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
+    for count, p in enumerate(draws, 1):
+        if count == 1:
             mean, squares, votes = torch.zeros_like(p), torch.zeros_like(p), torch.zeros_like(p)
         change = p - mean
-        mean = mean + change / draws
+        mean = mean + change / count
         squares = squares + change * (p - mean)  # Welford's sums, which do not cancel
         votes = votes.scatter_add(1, p.argmax(1, keepdim=True), torch.ones_like(p[:, :1]))
-    std = (squares / max(1, draws - 1)).sqrt()
+    std = (squares / max(1, count - 1)).sqrt()
     agreeing = votes.gather(1, mean.argmax(1, keepdim=True)).squeeze(1)
-    return mean, std, torch.special.entr(mean).sum(1), 1 - agreeing / draws
+    return mean, std, torch.special.entr(mean).sum(1), 1 - agreeing / count
 
 
 def _draws(

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numba.extending import register_jitable
+
+from trainwell import jit
 
 _16, _15 = np.uint32(16), np.uint32(15)
 _M1, _M2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
@@ -112,17 +113,7 @@ def _passes(scaled: Callable[..., Any]) -> tuple[Callable[..., None], Callable[.
                 each(source[at:end], out[at:end], kept[first : first + end - at], scale, nothing)
             at = end
 
-    return _compiled(units), _compiled(maps)
-
-
-def _compiled(python: Callable[..., None]) -> Callable[..., None]:
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
-    compiled: Callable[..., None]
-    try:
-        compiled = njit(cache=True, **options)(python)
-    except RuntimeError:  # no folder in which numba may keep it
-        compiled = njit(**options)(python)
-    return compiled
+    return jit.compiled(units), jit.compiled(maps)
 
 
 units_of_floats, maps_of_floats = _passes(_scaled)

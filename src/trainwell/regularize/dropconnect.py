@@ -66,7 +66,8 @@ class DropConnect(Noise):
             return mean
         spread = self.p * keep if self.scaling == "classic" else self.p / keep
         variance = spread * _apply(self.layer, x**2, self.layer.weight**2, _squared(self.layer.bias))
-        return mean + variance.clamp(min=0).sqrt() * masks.gaussian(self.row_keys(x), mean[0].numel()).view_as(mean)
+        normal = masks.gaussian(self.row_keys(x), mean[0].numel()).view_as(mean)
+        return mean + variance.clamp(min=0).sqrt() * normal.to(mean.dtype)
 
     def _masked(self, x: Tensor) -> Tensor:
         layer, n = self.layer, len(x)

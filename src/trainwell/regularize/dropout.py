@@ -7,7 +7,6 @@ overfitting* (JMLR 15, 2014); feature maps: Tompson et al., *Efficient object lo
 
 import contextlib
 import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -22,8 +21,8 @@ class Dropout(Noise):
     """Zeroes each unit with probability `p` in training, independently in each row of the batch.
 
     Evaluation gives a unit's mean over the noise, exactly; after the next nonlinearity that is approximate. It is
-    `torch.nn.Dropout`, faster on a CPU, and with noise that is a function of the place within
-    `trainwell.regularize.keyed`.
+    `torch.nn.Dropout` with noise that is a function of the place within `trainwell.regularize.keyed`; on a CPU it is
+    faster for units, and not for feature maps.
 
     Args:
         p: the fraction of units that is dropped, from 0 to 1.
@@ -54,7 +53,6 @@ class Dropout(Noise):
         if scaling not in ("inverted", "classic"):
             raise InputError(f"scaling is {scaling!r}: it is inverted or classic")
         self.p, self.maps, self.scaling = p, maps, scaling
-        self._forced: Tensor | None = None
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -70,10 +68,12 @@ class Dropout(Noise):
             return x
         if self.p == 1:
             return torch.where(torch.zeros((), dtype=torch.bool, device=x.device), x, 0)
-        scale = 1 / (1 - self.p) if self.scaling == "inverted" else 1.0
-        if self._forced is not None:
-            return torch.where(self._forced, x * scale, 0)
-        return dropped(x, self.row_keys(x), self.p, scale, maps=self.maps)
+        return dropped(x, self.row_keys(x), self.p, self.scale, maps=self.maps)
+
+    @property
+    def scale(self) -> float:
+        """What kept units are multiplied by in training; `p` is below 1."""
+        return 1 / (1 - self.p) if self.scaling == "inverted" else 1.0
 
 
 def check_fraction(p: float, *, below_1: bool = False) -> None:
@@ -130,12 +130,16 @@ def exact_marginal(model: nn.Module, x: Tensor, *, probabilities: bool = True, l
     """
     layers = [layer for layer in model.modules() if isinstance(layer, Dropout) and 0 < layer.p < 1]
     _refuse_other_noise(model)
-    with torch.no_grad(), sampling(model), _forced(layers):
+    kept: dict[nn.Module, Tensor] = {}
+    with torch.no_grad(), sampling(model), contextlib.ExitStack() as hooks:
         shapes = _unit_shapes(model, layers, x)
         counts = [math.prod(shape) for shape in shapes]
         if 2 ** sum(counts) > limit:
             raise InputError(f"{sum(counts)} units have 2**{sum(counts)} masks, more than the limit of {limit}: sample "
                              "instead")  # fmt: skip
+        for layer in layers:
+            handle = layer.register_forward_hook(lambda layer, xs, _: torch.where(kept[layer], xs[0] * layer.scale, 0))
+            hooks.callback(handle.remove)
         total: Tensor | None = None
         for number in range(2 ** sum(counts)):
             bits = [bool(number >> k & 1) for k in range(sum(counts))]
@@ -143,7 +147,7 @@ def exact_marginal(model: nn.Module, x: Tensor, *, probabilities: bool = True, l
             for layer, shape, count in zip(layers, shapes, counts, strict=True):
                 mine = bits[start : start + count]
                 weight *= (1 - layer.p) ** sum(mine) * layer.p ** (count - sum(mine))
-                layer._forced = torch.tensor(mine, device=x.device).view(shape)
+                kept[layer] = torch.tensor(mine, device=x.device).view(shape)
                 start += count
             output = model(x)
             output = output.softmax(1) if probabilities else output
@@ -162,15 +166,6 @@ def _refuse_other_noise(model: nn.Module) -> None:
 def _is_noisy(module: nn.Module) -> bool:
     """Says whether a module is random within `sampling`."""
     return module.noisy if isinstance(module, Noise) else module.training
-
-
-@contextlib.contextmanager
-def _forced(layers: list[Dropout]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer._forced = None
 
 
 def _unit_shapes(model: nn.Module, layers: list[Dropout], x: Tensor) -> list[tuple[int, ...]]:

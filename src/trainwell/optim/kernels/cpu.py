@@ -7,7 +7,6 @@ plain ones: calls from several threads at once, and in a forked child, are safe.
 """
 
 import functools
-import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 from trainwell.optim.formula import Program, state_of
 from trainwell.optim.kernels import generated
 from trainwell.optim.kernels.text import expressions, statements
-from trainwell.threads import share
+from trainwell.threads import forked, share
 
 CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
 _FEW = 1 << 18  # elements that one thread is faster with
@@ -62,7 +61,6 @@ def run(
 
 
 _lock = threading.Lock()
-_forked = False
 
 
 def compiled(program: Program, dtype: torch.dtype) -> Callable[..., None] | None:
@@ -72,7 +70,7 @@ def compiled(program: Program, dtype: torch.dtype) -> Callable[..., None] | None
     """
     kernel: Callable[..., None] | None = _kernels.get((program, dtype), _MISSING)
     if kernel is _MISSING:
-        if _forked:
+        if forked():
             return None
         with _lock:
             kernel = _kernels[program, dtype] = _compile(program, dtype)
@@ -81,15 +79,6 @@ def compiled(program: Program, dtype: torch.dtype) -> Callable[..., None] | None
 
 _MISSING: Any = object()
 _kernels: dict[tuple[Program, torch.dtype], Callable[..., None] | None] = {}
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _compile(program: Program, dtype: torch.dtype) -> Callable[..., None] | None:
