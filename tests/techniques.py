@@ -1,10 +1,12 @@
 """Every technique, once: the suites in `test_techniques.py` run over this table, so a new one is proved by a row."""
 
+import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trainwell.regularize import DropConnect, Dropout, FractionalMaxPool2d
 
@@ -37,6 +39,26 @@ class WithDroppedWeights(nn.Sequential):
             nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), FractionalMaxPool2d(0.7, mode="random"),
             nn.Flatten(), DropConnect(nn.Linear(200, 32), 0.3), nn.ReLU(), nn.Linear(32, 10),
         )  # fmt: skip
+
+
+class Residual(nn.Sequential):
+    """A stem, a residual block, and a dense layer, or fractional pooling before that."""
+
+    class Block(nn.Module):
+        """Adds a branch to its input."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            """Returns `relu(x + branch(x))`."""
+            return nn.functional.relu(x + self.norm(self.conv(x)))
+
+    def __init__(self, pool: type[nn.Module], *arguments: Any) -> None:
+        stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        head = [pool(*arguments), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, 10)]
+        super().__init__(stem, self.Block(), self.Block(), *head)
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,15 @@ TECHNIQUES = [
         model=WithDroppedWeights,
     ),
     Technique("stochastic depth", {"drop_path_rate": 0.3}, model=lambda: "resnet8"),
+    Technique("dropout of a recipe, in any model", {"drop_rate": 0.3, "drop_map_rate": 0.1}),
+    Technique("DropConnect of a recipe, in any model", {"dropconnect": 0.3}),
+    Technique("stochastic depth of a recipe, in any model", {"drop_path_rate": 0.3}, lambda: Residual(nn.MaxPool2d, 2)),
+    Technique("L1 with Adam", {"l1": 1e-3, "optimizer": "adam"}),
+    Technique("elastic net with SGD", {"l1": 1e-3, "l2": 1e-2, "optimizer": "sgd", "lr": 0.05}),
+    Technique("SAM", {"sam": 0.05}),
+    Technique(
+        "SAM, gradient accumulation, clipping", {"sam": 0.05, "batch_size": 24, "grad_accum_steps": 3, "clip_grad": 0.5}
+    ),
     Technique("mixup", {"mixup": 0.2}),
     Technique("CutMix", {"cutmix": 1.0, "lr": 5e-3}),
     Technique(
@@ -104,4 +135,32 @@ TECHNIQUES = [
     Technique("halving", {"on_nonfinite": "halve"}),
     Technique("bf16", {"precision": "bf16", "memory_format": "channels_last"}),
     Technique("fp32", {"precision": "fp32", "memory_format": "contiguous"}),
+]
+
+_AS_IMAGES = {"precision": "bf16", "memory_format": "channels_last", "batch_size": 50, "epochs": 2, "lr": 0.01}
+
+REGULARIZERS = {
+    "dropout": {"drop_rate": 0.3},
+    "feature maps": {"drop_map_rate": 0.1},
+    "DropConnect": {"dropconnect": 0.3},
+    "stochastic depth": {"drop_path_rate": 0.3},
+    "fractional pooling": {},
+    "label smoothing": {"label_smoothing": 0.1},
+    "mixup": {"mixup": 0.2},
+    "CutMix": {"cutmix": 1.0},
+    "L1": {"l1": 1e-4},
+    "L2": {"l2": 1e-2},
+    "SAM": {"sam": 0.05},
+}
+"""What the techniques against overfitting add to a recipe; pooling is the model's."""
+
+PAIRS = [
+    Technique(
+        f"{one} and {other}",
+        {**_AS_IMAGES, **REGULARIZERS[one], **REGULARIZERS[other]},
+        functools.partial(
+            Residual, *((FractionalMaxPool2d, 0.7) if "fractional pooling" in (one, other) else (nn.MaxPool2d, 2))
+        ),
+    )
+    for one, other in itertools.combinations(REGULARIZERS, 2)
 ]

@@ -4,7 +4,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 import trainwell as tw
-from techniques import TECHNIQUES, Technique
+from techniques import PAIRS, TECHNIQUES, Residual, Technique
+from trainwell.regularize import FractionalMaxPool2d
 from trainwell.train import Trainer
 
 NAMED = pytest.mark.parametrize("technique", TECHNIQUES, ids=lambda technique: technique.name)
@@ -65,11 +66,23 @@ def test_it_resumes_to_the_bit_in_the_middle_of_an_epoch(technique, step, data, 
     assert _results(resumed) == _results(whole)
 
 
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda technique: technique.name)
+def test_pairs_train_and_resume_to_the_bit_in_bf16_and_channels_last(pair, data, tmp_path, monkeypatch):
+    whole = _fit(data, pair, tmp_path / "whole")
+    assert whole.history[-1]["train_loss"] < 0.95 * whole.result["first_loss"]
+    with monkeypatch.context() as patch:
+        _stop_at(10, patch)
+        with pytest.raises(SystemError):
+            _fit(data, pair, tmp_path / "cut")
+    assert _results(_resume(data, pair, tmp_path / "cut")) == _results(whole)
+
+
 def test_all_that_go_together_do_so_and_resume(data, tmp_path, monkeypatch):
     together = Technique("all", {
         "optimizer": "sgd", "lr": 0.05, "label_smoothing": 0.1, "clip_grad": 0.5, "batch_size": 24,
-        "grad_accum_steps": 3, "patience": 3, "on_nonfinite": "halve", "precision": "bf16",
-    })  # fmt: skip
+        "grad_accum_steps": 3, "patience": 3, "on_nonfinite": "halve", "precision": "bf16", "sam": 0.05, "l1": 1e-4,
+        "mixup": 0.2, "cutmix": 1.0, "drop_rate": 0.2, "drop_map_rate": 0.1, "dropconnect": 0.2, "drop_path_rate": 0.2,
+    }, model=lambda: Residual(FractionalMaxPool2d, 0.7))  # fmt: skip
     whole = _fit(data, together, tmp_path / "whole")
     with monkeypatch.context() as patch:
         _stop_at(12, patch)

@@ -314,6 +314,8 @@ def _train(
     report = run.report()
     display.say(f"the model and its history are in {folder}; the report: {report}")
     display.say(sentence(result))
+    if trainer.recipe.l1 and "sparsity" in result:
+        display.say(f"{result['sparsity']:.1%} of the weights are exactly 0")
     return run
 
 

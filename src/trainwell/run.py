@@ -173,8 +173,8 @@ class Run:
         module = models.create(
             self._given if self._given is not None else about["name"],
             num_classes=about["num_classes"], in_chans=about["in_chans"], img_size=about["img_size"],
-            in_features=about["in_features"], drop_rate=self.recipe.drop_rate,
-            drop_path_rate=self.recipe.drop_path_rate, allow_code=self._given is not None,
+            in_features=about["in_features"], allow_code=self._given is not None,
+            **{name: getattr(self.recipe, name) for name in models.NOISE},
         )  # fmt: skip
         try:
             module.load_state_dict(load_file(path))

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainwell.errors import InputError
 from trainwell.models import MLP, NAMES, ResNet, create, default_name
-from trainwell.regularize import Dropout, StochasticDepth
+from trainwell.regularize import DropConnect, Dropout, StochasticDepth
 
 NETS = """
 import torch
@@ -18,6 +18,9 @@ def narrow(num_classes, in_chans=9, img_size=77):
     net = nn.Linear(1, 1)
     net.seen = dict(num_classes=num_classes, in_chans=in_chans, img_size=img_size)
     return net
+
+def deep(num_classes):
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, num_classes))
 
 def everything(**options):
     net = nn.Linear(1, 1)
@@ -62,7 +65,7 @@ def test_stochastic_depth_rises_with_the_blocks() -> None:
     net = create("resnet20", num_classes=5, in_chans=1, drop_path_rate=0.4)
     rates = [module.p for module in net.modules() if isinstance(module, StochasticDepth)]
     assert rates == pytest.approx([0.4 * k / 8 for k in range(9)])
-    with pytest.raises(InputError, match="no residual blocks"):
+    with pytest.raises(InputError, match=r"^drop_path_rate: the model has no residual branch.*leave it at 0$"):
         create("mlp", num_classes=3, in_features=13, drop_path_rate=0.1)
 
 
@@ -150,9 +153,17 @@ def test_what_cannot_be_made_is_said_in_one_line(nets: str, name: str, message: 
     assert name.format(nets=nets) in str(caught.value)
 
 
-def test_a_drop_rate_that_would_be_ignored_is_refused(nets: str) -> None:
-    with pytest.raises(InputError, match="takes no drop_rate"):
+def test_noise_that_a_function_does_not_take_is_put_into_what_it_makes(nets: str) -> None:
+    net = create(f"{nets}:deep", num_classes=2, drop_rate=0.1)
+    assert [module.p for module in net.modules() if isinstance(module, Dropout)] == [0.1]
+    with pytest.raises(InputError, match="^drop_rate: the model has no linear layer within it.*; or leave it at 0$"):
         create(f"{nets}:narrow", num_classes=2, drop_rate=0.1)
+
+
+def test_noise_is_put_into_a_module_too() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    assert create(net, num_classes=2, dropconnect=0.3) is net
+    assert isinstance(net[2], DropConnect)
 
 
 @pytest.mark.parametrize(

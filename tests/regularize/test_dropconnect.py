@@ -142,7 +142,7 @@ def test_pieces_of_a_batch_have_the_rows_of_the_whole():
 
 
 def test_names_of_weights_and_bad_input():
-    assert set(DropConnect(nn.Linear(2, 2)).state_dict()) == {"layer.weight", "layer.bias"}
+    assert set(DropConnect(nn.Linear(2, 2)).state_dict()) == {"weight", "bias"}
     with pytest.raises(InputError, match="not for a BatchNorm1d"):
         DropConnect(nn.BatchNorm1d(3))
     with pytest.raises(InputError, match="from 0 to below 1"):

@@ -1,6 +1,6 @@
 """Models: a multilayer perceptron for feature vectors, residual networks for images, and any of them by name."""
 
-from trainwell.models.create import NAMES, create, default_name
+from trainwell.models.create import NAMES, NOISE, create, default_name
 from trainwell.models.mlp import MLP
 from trainwell.models.resnet import (
     ResNet,
@@ -18,6 +18,7 @@ from trainwell.models.resnet import (
 __all__ = [
     "MLP",
     "NAMES",
+    "NOISE",
     "ResNet",
     "create",
     "default_name",

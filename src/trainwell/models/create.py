@@ -7,12 +7,14 @@ import operator
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from trainwell.errors import InputError, nearest
 from trainwell.models import resnet
 from trainwell.models.mlp import MLP
+from trainwell.regularize import apply
 
 _RESNETS: dict[str, Callable[..., nn.Module]] = {
     f"resnet{depth}": getattr(resnet, f"resnet{depth}") for depth in (8, 14, 20, 32, 44, 56, 18, 34, 50)
@@ -45,52 +47,59 @@ def create(
     in_features: int | None = None,
     drop_rate: float = 0.0,
     drop_path_rate: float = 0.0,
+    drop_map_rate: float = 0.0,
+    dropconnect: float = 0.0,
     allow_code: bool = True,
 ) -> nn.Module:
     """Makes a model for the data, from a name of ours or from a function of yours.
 
     A function is written `"package.module:function"` (a class does as well), is looked for in the working directory
     too, and is called with those of `num_classes, in_chans, img_size, in_features, drop_rate, drop_path_rate` that it
-    takes. A value that is not known (None) is left to the function's default.
+    takes. A value that is not known (None) is left to the function's default. Noise that it does not take is put into
+    what it makes, as into a module of yours: see `trainwell.regularize.apply`. 0 changes nothing there.
 
     Args:
-        model: a name from `NAMES`, a `"package.module:function"`, or a module, which is returned as it is.
+        model: a name from `NAMES`, a `"package.module:function"`, or a module, to be returned, with noise if asked for.
         num_classes: length of the model's output.
         in_chans: channels of the images; None for feature vectors.
         img_size: height and width of the images; None for feature vectors, or where the model takes any size.
         in_features: numbers a sample; for images it follows from `in_chans` and `img_size`.
-        drop_rate: fraction that is dropped before the last layer, from 0 to below 1.
+        drop_rate: fraction of units that is dropped before the last layer, from 0 to below 1.
         drop_path_rate: fraction of the images that skip the last residual block, from 0 to below 1.
+        drop_map_rate: fraction of feature maps that is dropped before each convolution but the first.
+        dropconnect: fraction of the weights that is dropped in the last linear layer.
         allow_code: import and call functions by name. Set it to False where the name comes from a file of somebody
             else's: a run directory is data, never code.
 
     Raises:
-        InputError: the name is unknown, does not fit the data, is refused, or what it names fails or makes no module.
+        InputError: the name is unknown, does not fit the data, is refused, or what it names fails or makes no module;
+            or the model has no place for noise that is asked for.
 
     >>> create("resnet8", num_classes=10, in_chans=1).fc
     Linear(in_features=64, out_features=10, bias=True)
     """
-    if isinstance(model, nn.Module):
-        return model
-    for name, size in {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}.items():
-        if size is not None and size < 1:
-            raise InputError(f"{name} is {size}: it must be at least 1")
-    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    rates = {
+        "drop_rate": drop_rate, "drop_path_rate": drop_path_rate, "drop_map_rate": drop_map_rate,
+        "dropconnect": dropconnect,
+    }  # fmt: skip
     for name, rate in rates.items():
         if not 0 <= rate < 1:
             raise InputError(f"{name} is {rate}: it is the fraction dropped, from 0 to below 1")
+    if isinstance(model, nn.Module):
+        return _with_noise(model, rates)
+    for name, size in {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size}.items():
+        if size is not None and size < 1:
+            raise InputError(f"{name} is {size}: it must be at least 1")
     if in_features is None and in_chans is not None and img_size is not None:
         in_features = in_chans * img_size**2
     if model == "mlp":
         if in_features is None:
             raise InputError("the model 'mlp' needs the length of a sample: give in_features, or in_chans and img_size")
-        if drop_path_rate:
-            raise InputError("the model 'mlp' has no residual blocks to skip: leave drop_path_rate at 0")
-        return MLP(in_features, num_classes, drop_rate=drop_rate)
+        return _with_noise(MLP(in_features, num_classes), rates)
     if model in _RESNETS:
         if in_chans is None:
             raise InputError(f"the model {model!r} needs images (in_chans): take 'mlp' for feature vectors")
-        return _RESNETS[model](in_chans=in_chans, num_classes=num_classes, **rates)
+        return _with_noise(_RESNETS[model](in_chans=in_chans, num_classes=num_classes), rates)
     if ":" not in model:
         raise InputError(
             f"unknown model {model!r}{nearest(model, NAMES)}: it is one of {', '.join(NAMES)}, "
@@ -103,11 +112,31 @@ def create(
         )
     known = {"num_classes": num_classes, "in_chans": in_chans, "img_size": img_size, "in_features": in_features}
     with _working_directory_importable():
-        return _call(model, {name: value for name, value in known.items() if value is not None}, rates)
+        made, taken = _call(model, {name: value for name, value in known.items() if value is not None}, rates)
+    return _with_noise(made, {name: rate for name, rate in rates.items() if name not in taken})
 
 
-def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> nn.Module:
-    """Imports `package.module:function` and calls it with what it takes."""
+NOISE = {
+    "drop_rate": "dropout", "drop_path_rate": "stochastic_depth", "drop_map_rate": "feature_dropout",
+    "dropconnect": "dropconnect",
+}  # fmt: skip
+"""The arguments of `create` that put noise into a model, which are fields of a recipe; what `apply` calls them."""
+
+
+def _with_noise(model: nn.Module, rates: dict[str, float]) -> nn.Module:
+    """Puts noise into a model; what a layer of the model drops already stays so where nothing is asked for."""
+    asked: dict[str, Any] = {NOISE[name]: rate for name, rate in rates.items() if rate}
+    try:
+        apply(model, **asked)
+    except InputError as error:
+        word, colon, why = str(error).partition(":")
+        name = next((name for name in NOISE if NOISE[name] == word), word)
+        raise InputError(f"{name}{colon}{why}; or leave it at 0") from error
+    return model
+
+
+def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> tuple[nn.Module, set[str]]:
+    """Imports `package.module:function` and calls it with what it takes; returns also which noise it took."""
     module_name, _, attribute = name.partition(":")
     try:
         function = operator.attrgetter(attribute)(importlib.import_module(module_name))
@@ -126,11 +155,9 @@ def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> nn.Modul
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     arguments: dict[str, float] = {key: value for key, value in known.items() if anything or key in taken}
-    for key, rate in rates.items():
-        if key in taken or (anything and rate > 0):
-            arguments[key] = rate
-        elif rate > 0:
-            raise InputError(f"the model {name!r} takes no {key}: leave it at 0, or add the argument to the function")
+    usual = ("drop_rate", "drop_path_rate")  # names that a function with any keywords will know
+    noise = {key: rate for key, rate in rates.items() if key in taken or (anything and rate > 0 and key in usual)}
+    arguments |= noise
     for needed in [key for key, required in taken.items() if required and key not in arguments]:
         raise InputError(f"the model {name!r} needs {needed!r}, which the data do not give: give it a default")
     try:
@@ -139,7 +166,7 @@ def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> nn.Modul
         raise InputError(f"the model {name!r} failed: {_reason(error)}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"the model {name!r} must return a torch.nn.Module, not a {type(made).__name__}")
-    return made
+    return made, set(noise)
 
 
 def _reason(error: Exception) -> str:

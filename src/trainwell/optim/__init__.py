@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from trainwell.optim.plateau import Plateau
     from trainwell.optim.range_test import RangeTest, lr_range
     from trainwell.optim.rules import SGD, Adagrad, Adam, Adamax, AdamW, Lion, NAdam, RAdam, RMSprop
+    from trainwell.optim.sam import SAM
     from trainwell.optim.soap import SOAP
 
 __all__ = [
+    "SAM",
     "SGD",
     "SOAP",
     "Adagrad",
@@ -44,6 +46,7 @@ __getattr__ = attributes(
         **dict.fromkeys(["Optimizer", "option"], "optimizer"),
         "Muon": "muon",
         "Plateau": "plateau",
+        "SAM": "sam",
         "SOAP": "soap",
         **dict.fromkeys(["RangeTest", "lr_range"], "range_test"),
         "schedules": "schedules",

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainwell.errors import InputError
 from trainwell.optim.formula import Program, state_of, trace
 from trainwell.optim.kernels import cpu, gpu, reference
+from trainwell.optim.proximal import proximal
 
 if TYPE_CHECKING:
     from trainwell.optim.optimizer import Group, Optimizer
@@ -104,6 +105,8 @@ class Batch:
             decay = _own(group["weight_decay"], member)
         shrink = 1 - _own(group["lr"], member) * decay if decay and group.get("decoupled_weight_decay") else None
 
+        l1, l2 = (_own(group[name], member) for name in ("l1", "l2"))
+
         def rule(p: Any, g: Any, *state: Any, **numbers: Any) -> Any:
             if group["maximize"]:
                 g = -g
@@ -111,7 +114,8 @@ class Batch:
                 p = p * shrink
             elif decay:
                 g = g + decay * p
-            return optimizer.update(p, g, *state, **numbers)
+            updated = optimizer.update(p, g, *state, **numbers)
+            return _penalised(optimizer, updated, numbers, l1, l2) if l1 or l2 else updated
 
         return _Traced(*trace(rule, ("p", "g", *optimizer.arrays), **values))
 
@@ -174,13 +178,22 @@ class Batch:
 
     def _rests(self, group: "Group") -> bool:
         """Says whether an element without a gradient stays as it is, and its state too."""
-        if group.get("weight_decay"):
+        if any(group.get(name) for name in ("weight_decay", "l1", "l2")):
             return False
         optimizer, start = self.optimizer, [0.5] * len(self.optimizer.arrays)
         values = {name: _own(group[name], None) for name in optimizer.wanted if name in group}
         values |= {"t": 2} if "t" in optimizer.wanted else {}
         values |= {"first": False} if "first" in optimizer.wanted else {}
         return bool(optimizer.update(0.5, 0.0, *start, **values) == (0.5, *start))
+
+
+def _penalised(optimizer: "Optimizer", updated: Any, numbers: dict[str, Any], l1: float, l2: float) -> tuple[Any, ...]:
+    """Returns what a rule gave, with penalties on its new `p`."""
+    p, *state = updated if isinstance(updated, tuple) else (updated,)
+    assert optimizer.step_size is not None
+    known = {**numbers, **dict(zip(optimizer.arrays, state, strict=False))}
+    size = optimizer.step_size(**{name: known[name] for name in optimizer.scaled_by})
+    return proximal(p, l1, l2, size), *state
 
 
 def _counters(optimizer: "Optimizer") -> dict[str, float]:

@@ -4,15 +4,15 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase  # all batch and instance norms
 
 from trainwell.errors import InputError, nearest
 from trainwell.optim.schedules import Scaled, Value, _number
+from trainwell.weights import is_weight, parameters_of_norms, trained
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
-
-def no_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def no_decay_groups(
+    model: nn.Module, weight_decay: float = 0.0, *, l1: float = 0.0, l2: float = 0.0
+) -> list[dict[str, Any]]:
     """Splits a model's parameters into a group with weight decay and one without.
 
     Decay is for weights that multiply inputs. Left without are biases (parameters called `bias`), the parameters of
@@ -25,29 +25,27 @@ def no_decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any
     Args:
         model: the model to be optimized.
         weight_decay: decay of the first group, 0 or more.
+        l1, l2: proximal penalties of the first group, 0 or more, for our optimizers (see `trainwell.optim.Optimizer`).
 
     Returns:
         Two groups, with decay and without, that any `torch.optim` optimizer takes: `params`, their names as
-        `param_names`, and `weight_decay`. Either may be empty.
+        `param_names`, and `weight_decay`. Either may be empty. With penalties they have `l1` and `l2` too.
 
     Raises:
-        InputError: nothing is to be trained, a lazy layer has no shape yet, or `weight_decay` is negative.
+        InputError: nothing is to be trained, a lazy layer has no shape yet, or an argument is negative.
 
     >>> groups = no_decay_groups(nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3)), weight_decay=0.1)
     >>> [(group["weight_decay"], group["param_names"]) for group in groups]
     [(0.1, ['0.weight']), (0.0, ['0.bias', '1.weight', '1.bias'])]
     """
-    if not weight_decay >= 0:
-        raise InputError(f"weight_decay is {weight_decay}: it must be 0 or more")
-    of_norms = _parameters_of_norms(model)
-    decayed: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": weight_decay}
-    others: dict[str, Any] = {"params": [], "param_names": [], "weight_decay": 0.0}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if nn.parameter.is_lazy(parameter):
-            raise InputError(f"the parameter {name!r} has no shape yet: run one batch through the model first")
-        group = decayed if _is_weight(name, parameter, of_norms) else others
+    strengths = {"weight_decay": weight_decay, **({"l1": l1, "l2": l2} if l1 or l2 else {})}
+    for name, value in strengths.items():
+        if not value >= 0:
+            raise InputError(f"{name} is {value}: it must be 0 or more")
+    decayed: dict[str, Any] = {"params": [], "param_names": [], **strengths}
+    others: dict[str, Any] = {"params": [], "param_names": [], **dict.fromkeys(strengths, 0.0)}
+    for name, parameter, weight in trained(model):
+        group = decayed if weight else others
         group["params"].append(parameter)
         group["param_names"].append(name)
     if not decayed["params"] and not others["params"]:
@@ -122,10 +120,10 @@ def layer_decay_groups(
 
 def _blocks_with_weights(model: nn.Module) -> list[list[str]]:
     """The names of the blocks of each stage, from the input up; what comes before the first weights is in none."""
-    of_norms = _parameters_of_norms(model)
+    of_norms = parameters_of_norms(model)
     stages: list[list[str]] = []
     for name, block in _blocks(model, ""):
-        if any(_is_weight(key, parameter, of_norms) for key, parameter in block.named_parameters()):
+        if any(is_weight(key, parameter, of_norms) for key, parameter in block.named_parameters()):
             stages.append([name])
         elif stages:
             stages[-1].append(name)
@@ -155,13 +153,3 @@ def _depths(model: nn.Module, stages: list[list[str]], strict: bool) -> dict[str
     if strict and lost:
         raise InputError(f"stages: the parameter {lost[0]!r} is in none, like {len(lost) - 1} more: add its module")
     return dict.fromkeys(lost, 0) | depths
-
-
-def _parameters_of_norms(model: nn.Module) -> set[int]:
-    norms = (module for module in model.modules() if isinstance(module, _NORMS))
-    return {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
-
-
-def _is_weight(name: str, parameter: nn.Parameter, of_norms: set[int]) -> bool:
-    """Says whether it multiplies inputs, so that it may decay."""
-    return parameter.ndim > 1 and id(parameter) not in of_norms and name.rpartition(".")[2] != "bias"

@@ -12,12 +12,15 @@ from torch.optim.optimizer import ParamsT
 from trainwell.errors import InputError
 from trainwell.optim import by_name
 from trainwell.optim.plan import Plan, same
+from trainwell.optim.schedules import Value
 
 Group: TypeAlias = dict[str, Any]
 Kernel: TypeAlias = Literal["auto", "reference", "numba", "triton"]
 
 _AT_LEAST_0 = {
     "lr",
+    "l1",
+    "l2",
     "eps",
     "weight_decay",
     "momentum",
@@ -75,6 +78,13 @@ class Optimizer(_Fields):
     formula leaves alone is done before it: `g += weight_decay * p`, or `p *= 1 - lr * weight_decay` where a
     `decoupled_weight_decay` is true.
 
+    A rule whose step is the gradient by a factor for each element takes penalties in proximal form: with its
+    `step_size`, the step for a gradient that has long been 1, the new `p` becomes
+    `sign(p) * max(|p| - l1 * step_size, 0) / (1 + l2 * step_size)`. So minima are those of the loss plus
+    `l1 * |p| + l2 / 2 * p²`, whatever the scaling, and zeros are exact. Beck and Teboulle, *A fast iterative
+    shrinkage-thresholding algorithm* (2009), equation 2.6; in a diagonal metric: Duchi, Hazan and Singer, *Adaptive
+    subgradient methods* (2011), section 5.1.
+
     >>> from trainwell.optim.formula import lerp, sign
     >>> from trainwell.optim.schedules import Value
     >>> class Signum(Optimizer):
@@ -100,17 +110,21 @@ class Optimizer(_Fields):
         params: parameters, named parameters, or groups of them, as for any `torch.optim.Optimizer`. With names, a
             loaded state is matched by name.
         maximize: go uphill.
+        l1, l2: strengths of the penalties, 0 or more.
         foreach, capturable, fused: torch's choices of an implementation; accepted, and of no influence.
         differentiable: let autograd go through the step; then the reference runs.
         kernel: "auto" takes the fastest that is proved on the device; "reference" is tensor operations, "numba" the
             compiled pass on the CPU, "triton" the one on a GPU.
 
     Raises:
-        InputError: a hyper-parameter is out of its range, or a gradient is sparse where the rule has no use for it.
+        InputError: a hyper-parameter is out of its range, a gradient is sparse where the rule has no use for it, or
+            penalties are asked for that have no meaning for the rule.
     """
 
     params: ParamsT
     maximize: bool = option(default=False, kw_only=True)
+    l1: Value = option(default=0.0, kw_only=True)
+    l2: Value = option(default=0.0, kw_only=True)
     foreach: bool | None = option(default=None, kw_only=True)
     capturable: bool = option(default=False, kw_only=True)
     differentiable: bool = option(default=False, kw_only=True)
@@ -118,6 +132,7 @@ class Optimizer(_Fields):
     kernel: Kernel = option(default="auto", kw_only=True)
 
     update: ClassVar[Callable[..., Any]]
+    step_size: ClassVar[Callable[..., Any] | None] = None  # by name, of the new state and of what `update` takes
     initial: ClassVar[dict[str, str]] = {}  # arrays that do not begin with 0: the hyper-parameter they begin with
     numbers: ClassVar[dict[str, float]] = {}  # in the state too, last before the star: what they begin with
     sparse: ClassVar[bool] = False  # whether sparse gradients are taken
@@ -125,6 +140,7 @@ class Optimizer(_Fields):
     fields: ClassVar[dict[str, Any]] = {}
     arrays: ClassVar[tuple[str, ...]] = ()
     wanted: ClassVar[tuple[str, ...]] = ()
+    scaled_by: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -134,6 +150,9 @@ class Optimizer(_Fields):
             state = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
             cls.arrays = tuple(name for name in state if name not in cls.numbers)
             cls.wanted = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+        if "step_size" in cls.__dict__:
+            assert cls.step_size is not None
+            cls.scaled_by = tuple(inspect.signature(cls.step_size).parameters)
         cls.__signature__ = _signature(cls.fields)  # type: ignore[attr-defined]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -163,6 +182,7 @@ class Optimizer(_Fields):
             if name in param_group:
                 self._take(param_group, name)
         self.check(param_group)
+        self._check_penalties(param_group)
         super().add_param_group(param_group)
         for name in self.initial:  # torch has it from the start too
             start = param_group[self.initial[name]]
@@ -202,6 +222,15 @@ class Optimizer(_Fields):
     @staticmethod
     def check(group: Group) -> None:
         """Refuses hyper-parameters that do not go together; a rule may have its own."""
+
+    def _check_penalties(self, group: Group) -> None:
+        for name in ("l1", "l2"):
+            if self.step_size is None and (group[name] or name in group["schedules"]):
+                raise InputError(
+                    f"{name} is {group[name]}, and {type(self).__name__} cannot take it: its step is not the gradient "
+                    "by a factor for each element; take another rule, such as AdamW, or add the term to the loss "
+                    "(trainwell.regularize.ElasticNet)"
+                )
 
     def _follow_schedules(self, group: Group) -> None:
         for name, (schedule, last) in group["schedules"].items():

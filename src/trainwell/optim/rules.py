@@ -63,6 +63,10 @@ class SGD(Optimizer):
         return p - lr * (g + momentum * v if nesterov else v), v
 
     @staticmethod
+    def step_size(*, lr, momentum, dampening):
+        return lr * (1 - dampening) / (1 - momentum) if momentum else lr
+
+    @staticmethod
     def check(group: Group) -> None:
         """Refuses what Nesterov's momentum is not defined for."""
         still = group["momentum"] == 0 and "momentum" not in group["schedules"]  # a schedule may begin at 0
@@ -107,6 +111,10 @@ class Adagrad(Optimizer):
     def update(p, g, sum, *, t, lr, lr_decay, eps):
         s = sum + g * g
         return p - lr / (1 + (t - 1) * lr_decay) * g / (sqrt(s) + eps), s
+
+    @staticmethod
+    def step_size(sum, *, t, lr, lr_decay, eps):
+        return lr / (1 + (t - 1) * lr_decay) / (sqrt(sum) + eps)
 
 
 class RMSprop(Optimizer):
@@ -154,6 +162,11 @@ class RMSprop(Optimizer):
         v = momentum * v + g / root
         return p - lr * v, s, mean, v
 
+    @staticmethod
+    def step_size(square_avg, grad_avg, *, lr, eps, momentum, centered, eps_inside):
+        variance = square_avg - grad_avg * grad_avg if centered else square_avg
+        return lr / (1 - momentum) / (sqrt(variance + eps) if eps_inside else sqrt(variance) + eps)
+
 
 class Adam(Optimizer):
     """Adam: running means of the gradient and of its square, corrected for their start at zero.
@@ -195,6 +208,11 @@ class Adam(Optimizer):
         largest = maximum(max_exp_avg_sq, v) if amsgrad else v
         c1, c2 = (1 - betas[0] ** t, 1 - betas[1] ** t) if bias_correction else (1, 1)
         return p - lr / c1 * m / (sqrt(largest) / sqrt(c2) + eps), m, v, largest
+
+    @staticmethod
+    def step_size(max_exp_avg_sq, *, t, lr, betas, eps, bias_correction):
+        c2 = 1 - betas[1] ** t if bias_correction else 1
+        return lr / (sqrt(max_exp_avg_sq) / sqrt(c2) + eps)  # which is the mean square itself without amsgrad
 
     @staticmethod
     def check(group: Group) -> None:
@@ -259,6 +277,10 @@ class Adamax(Optimizer):
         u = maximum(betas[1] * exp_inf, abs(g) + eps)
         return p - lr / (1 - betas[0] ** t) * m / u, m, u
 
+    @staticmethod
+    def step_size(exp_inf, *, lr):
+        return lr / exp_inf
+
 
 class NAdam(Optimizer):
     """NAdam: Adam with Nesterov's momentum.
@@ -303,6 +325,10 @@ class NAdam(Optimizer):
         ahead = (1 - mu) / (1 - mu_product) * g + mu_next / (1 - mu_product * mu_next) * m
         return p - lr * ahead / (sqrt(v / (1 - betas[1] ** t)) + eps), m, v, mu_product
 
+    @staticmethod
+    def step_size(exp_avg_sq, *, t, lr, betas, eps):
+        return lr / (sqrt(exp_avg_sq / (1 - betas[1] ** t)) + eps)
+
 
 class RAdam(Optimizer):
     """RAdam: Adam that waits until its mean square is known well enough.
@@ -337,13 +363,16 @@ class RAdam(Optimizer):
     def update(p, g, exp_avg, exp_avg_sq, *, t, lr, betas, eps):
         m = lerp(exp_avg, g, 1 - betas[0])
         v = lerp(exp_avg_sq, g * g, 1 - betas[1])
-        c1, c2 = 1 - betas[0] ** t, 1 - betas[1] ** t
-        longest = 2 / (1 - betas[1]) - 1
+        return p - RAdam.step_size(v, t=t, lr=lr / (1 - betas[0] ** t), betas=betas, eps=eps) * m, m, v
+
+    @staticmethod
+    def step_size(exp_avg_sq, *, t, lr, betas, eps):
+        c2, longest = 1 - betas[1] ** t, 2 / (1 - betas[1]) - 1
         rho = longest - 2 * t * betas[1] ** t / c2
         if rho <= 5:
-            return p - lr / c1 * m, m, v
+            return lr
         rectify = sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
-        return p - lr / c1 * rectify * sqrt(c2) * m / (sqrt(v) + eps), m, v
+        return lr * rectify * sqrt(c2) / (sqrt(exp_avg_sq) + eps)
 
 
 class Lion(Optimizer):

@@ -3,7 +3,7 @@
 Wan, Zeiler, Zhang, LeCun and Fergus, *Regularization of neural networks using DropConnect* (ICML 2013).
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ class DropConnect(Noise):
     holds for all places of an image, where the Gaussian's draws are independent.
 
     Args:
-        layer: an `nn.Linear`, or an `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`. It stays a child named `layer`.
+        layer: an `nn.Linear`, or an `nn.Conv1d`, `nn.Conv2d` or `nn.Conv3d`. It stays a child named `layer`; the
+            `state_dict` has its weights under the layer's own names, so that they cross between model and model.
         p: the fraction of weights that is dropped, from 0 to below 1.
         scaling: "inverted" multiplies by `1 / (1 - p)` in training; "classic", as in the paper, by `1 - p` in
             evaluation.
@@ -51,6 +52,8 @@ class DropConnect(Noise):
         if scaling not in ("inverted", "classic"):
             raise InputError(f"scaling is {scaling!r}: it is inverted or classic")
         self.layer, self.p, self.scaling = layer, p, scaling
+        self.register_state_dict_post_hook(_as_of_the_layer)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_as_of_the_child)  # type: ignore[no-untyped-call]
 
     def extra_repr(self) -> str:
         """Returns the arguments, for printing."""
@@ -86,6 +89,18 @@ class DropConnect(Noise):
         weight = weight.flatten(0, 1)
         out = _apply(layer, joined, weight, None if bias is None else bias.reshape(-1), groups=n * layer.groups)
         return out.reshape(n, -1, *out.shape[2:])
+
+
+def _as_of_the_layer(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}layer.")]:
+        state[prefix + name.removeprefix(f"{prefix}layer.")] = state.pop(name)
+
+
+def _as_of_the_child(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(module, DropConnect)
+    for name in module.layer.state_dict():
+        if f"{prefix}{name}" in state:
+            state[f"{prefix}layer.{name}"] = state.pop(f"{prefix}{name}")
 
 
 def _squared(x: Tensor | None) -> Tensor | None:

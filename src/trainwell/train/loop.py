@@ -12,7 +12,7 @@ from torch import nn
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
-from trainwell.optim import Plateau
+from trainwell.optim import SAM, Plateau
 from trainwell.regularize import Mixed, keyed, mix, mixed_loss
 from trainwell.train import interrupt
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
@@ -134,7 +134,16 @@ class Trainer:
             group["lr"] = rate
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Adds up the batch's gradient, piece by piece; returns loss, reported loss, and how many were right."""
+        """Leaves the gradient to be stepped along; returns loss, reported loss, and how many were right."""
+        figures = self._add_gradient(inputs, targets)
+        if self.recipe.sam:
+            random.seed_everything(self.recipe.seed, "step", self.step)  # the same noise, if a layer draws from torch's
+            with SAM(self.model, self.recipe.sam).ascended():
+                self._add_gradient(inputs, targets)
+        return figures
+
+    def _add_gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Adds up the batch's gradient, piece by piece."""
         totals, count = torch.zeros(3, device=inputs.device), len(targets)
         mixed = self._mixed(inputs)
         for rows in torch.arange(count).chunk(self.recipe.grad_accum_steps):

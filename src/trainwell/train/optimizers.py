@@ -18,7 +18,7 @@ _CLASSES = {
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Makes the optimizer of a resolved recipe; biases and norm scales do not decay."""
+    """Makes the optimizer of a resolved recipe; biases and norm scales do not decay and have no penalty."""
     assert recipe.weight_decay is not None
     options: dict[str, Any] = {}
     if recipe.lr is not None:  # else the schedule is written out, and says the rates itself
@@ -30,7 +30,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "muon":  # so that one rate fits matrices and, by AdamW, the rest
         options["adjust_lr_fn"] = "match_rms_adamw"
     make: Callable[..., torch.optim.Optimizer] = getattr(optim, _CLASSES[recipe.optimizer])
-    return make(no_decay_groups(model, recipe.weight_decay), **options)
+    return make(no_decay_groups(model, recipe.weight_decay, l1=recipe.l1, l2=recipe.l2), **options)
 
 
 def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:

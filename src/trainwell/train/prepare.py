@@ -16,7 +16,7 @@ from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.data.images import Images
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
-from trainwell.regularize import evaluating, mixed_loss
+from trainwell.regularize import Noise, evaluating, mixed_loss
 from trainwell.train import hardware, losses
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
@@ -87,7 +87,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     assert recipe.batch_size is not None
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
-        model = _on(machine, custom.model if custom.model is not None else _initialised(recipe, data, size))
+        model = _on(machine, _initialised(recipe, data, size, custom))
         if not model.training:  # as a whole; parts that were put in evaluation stay there
             model.train()
         mean, std = statistics(data.train)
@@ -116,12 +116,19 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
             f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
         )
+        noise = [f"{name or 'itself'} ({module})" for name, module in model.named_modules() if _is_on(module)]
+        if noise:
+            say(f"noise in training: {', '.join(noise[:_MOST_TOLD])}{' …' if noise[_MOST_TOLD:] else ''}")
         if recipe.minutes is not None:
             say("measuring the speed …")
             steps = steps_within(60 * recipe.minutes, probe)
             say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
             recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
         yield trainer(recipe)
+
+
+def _is_on(module: nn.Module) -> bool:
+    return isinstance(module, Noise) and getattr(module, "p", 1) > 0
 
 
 def tell(data: Data, display: Display) -> None:
@@ -158,14 +165,11 @@ def model_name(recipe: Recipe, custom: Custom) -> str:
     return recipe.model if custom.model is None else type(custom.model).__name__
 
 
-def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None) -> nn.Module:
+def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None, custom: Custom) -> nn.Module:
     random.seed_everything(recipe.seed, "init")
-    return models.create(
-        recipe.model,
-        **dimensions(data, size),
-        drop_rate=recipe.drop_rate,
-        drop_path_rate=recipe.drop_path_rate,
-    )
+    noise = {name: getattr(recipe, name) for name in models.NOISE}
+    model = custom.model if custom.model is not None else recipe.model
+    return models.create(model, **dimensions(data, size), **noise)
 
 
 def _losses(data: Data, recipe: Recipe, custom: Custom, machine: hardware.Hardware) -> tuple[losses.Loss, losses.Loss]:

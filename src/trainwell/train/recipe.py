@@ -45,6 +45,12 @@ class Recipe:
     drop_path_rate: float = 0.0
     """stochastic depth: the fraction of images that skip the last residual block, falling to 0 at the first"""
 
+    drop_map_rate: float = 0.0
+    """dropout of whole feature maps before each convolution but the first: the fraction dropped"""
+
+    dropconnect: float = 0.0
+    """DropConnect in the last layer: the fraction of its weights that is dropped, in each sample others"""
+
     epochs: int | None = None
     """how often to go through the training images"""
 
@@ -73,6 +79,15 @@ class Recipe:
 
     weight_decay: float | None = None
     """never on biases and norm scales; by default adamw, muon, soap 0.05, lion 0.5, sgd 0.0005, others 0"""
+
+    l1: float = 0.0
+    """penalty on the sum of all absolute weights, in proximal form: weights that do not pay become exactly 0"""
+
+    l2: float = 0.0
+    """penalty on half the sum of all squared weights, in proximal form; with l1 the elastic net"""
+
+    sam: float = 0.0
+    """sharpness-aware minimisation: how far up the gradient is taken, such as 0.05; 0 is off; twice the time"""
 
     schedule: str = "cosine"
     """how the learning rate falls: cosine, constant, linear, step, exponential, inverse_time, restarts, triangular,
@@ -145,7 +160,8 @@ class Recipe:
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
             "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "drop_path_rate": 0,
-            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0,
+            "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0, "mixup": 0, "cutmix": 0, "min_delta": 0,
+            "warmup": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
@@ -155,7 +171,15 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0; it is {value}")
-        for name in ("momentum", "label_smoothing", "drop_rate", "drop_path_rate", "warmup"):
+        for name in (
+            "momentum",
+            "label_smoothing",
+            "warmup",
+            "drop_rate",
+            "drop_path_rate",
+            "drop_map_rate",
+            "dropconnect",
+        ):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
         if self.threads is not None and self.threads > _MOST_THREADS:

@@ -1,5 +1,6 @@
 """What a finished run leaves: the kept weights, and how well they do on data never seen."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
 from trainwell.files import write_atomically, write_json
 from trainwell.random import seed_everything
+from trainwell.regularize import sparsity
 from trainwell.train import figures
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Metric, Trainer
@@ -111,6 +113,9 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
         "stop_reason": trainer.stop_reason,
         "seconds": round(trainer.seconds, 2),
     }
+    zeros = sparsity(trainer.model)
+    if not math.isnan(zeros):
+        result["sparsity"] = zeros
     if tested.folds:
         result["folds"] = tested.folds
     if trainer.classification:
