@@ -20,7 +20,7 @@ def data():
 def _fit(data, technique: Technique, out, **fields):
     tw.random.seed_everything(0)
     recipe = {"batch_size": 64, "epochs": 4, "threads": 1, **technique.recipe, **fields}
-    return tw.fit(data, out=out, model=technique.model(), quiet=True, save_seconds=0, **recipe)
+    return tw.fit(data, out=out, model=technique.model(), quiet=True, **recipe)
 
 
 def _resume(data, technique: Technique, out):
@@ -61,7 +61,7 @@ def test_it_resumes_to_the_bit_in_the_middle_of_an_epoch(technique, step, data, 
     with monkeypatch.context() as patch:
         _stop_at(step, patch)
         with pytest.raises(SystemError):
-            _fit(data, technique, tmp_path / "cut")
+            _fit(data, technique, tmp_path / "cut", save_seconds=0)
     resumed = _resume(data, technique, tmp_path / "cut")
     assert _results(resumed) == _results(whole)
 
@@ -73,7 +73,7 @@ def test_pairs_train_and_resume_to_the_bit_in_bf16_and_channels_last(pair, data,
     with monkeypatch.context() as patch:
         _stop_at(10, patch)
         with pytest.raises(SystemError):
-            _fit(data, pair, tmp_path / "cut")
+            _fit(data, pair, tmp_path / "cut", save_seconds=0)
     assert _results(_resume(data, pair, tmp_path / "cut")) == _results(whole)
 
 
@@ -87,6 +87,6 @@ def test_all_that_go_together_do_so_and_resume(data, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         _stop_at(12, patch)
         with pytest.raises(SystemError):
-            _fit(data, together, tmp_path / "cut")
+            _fit(data, together, tmp_path / "cut", save_seconds=0)
     resumed = _resume(data, together, tmp_path / "cut")
     assert _results(resumed) == _results(whole)

@@ -1,6 +1,7 @@
 """A run directory as one page: self-contained, interactive, offline; a pure function of the run's files."""
 
 import base64
+import functools
 import hashlib
 import io
 import json
@@ -8,7 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,10 @@ from trainwell.train import history
 from trainwell.train.display import duration
 from trainwell.train.recipe import Recipe
 
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+HERE = Path(__file__).parent
 T = TypeVar("T")
 _Table = dict[str, Any]
 _NUMBER = int | float
@@ -324,14 +329,19 @@ def _script(code: str) -> tuple[str, str]:
     return code, "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
 
 
-def _page(run: _Run) -> str:
+@functools.cache  # compiling it takes longer than filling it in
+def _template() -> "Template":
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(HERE)
+    return Environment(
+        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).get_template("report.html.jinja")
+
+
+def _page(run: _Run) -> str:
     from plotly.offline import get_plotlyjs
 
-    here = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
     learning = charts.learning(run.history, run.kept_epoch, "kept" if run.result else "best so far")
     testing = []
     if run.evaluation is not None and run.facts["task"] == "classification":
@@ -340,9 +350,9 @@ def _page(run: _Run) -> str:
     elif run.evaluation is not None and run.facts["task"] == "regression":
         testing = charts.against_truth(*run.evaluation)
     plotly_js, plotly_hash = _script(get_plotlyjs())
-    draw_js, draw_hash = _script((here / "report.js").read_text("utf-8"))
+    draw_js, draw_hash = _script((HERE / "report.js").read_text("utf-8"))
     sentence, aside = _headline(run)
-    return environment.get_template("report.html.jinja").render(
+    return _template().render(
         run=run,
         name=run.facts["source"].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "a run",
         sentence=sentence,
