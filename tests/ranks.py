@@ -10,6 +10,7 @@ from torch import distributed, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from trainwell.data import KeyedSampler
+from trainwell.regularize import DropConnect, Dropout, FractionalMaxPool2d, StochasticDepth, keyed
 from trainwell.train import Checkpoint
 
 
@@ -45,5 +46,28 @@ def train(folder, meeting, rank, ranks, stop, said):
                     checkpoint.every(0, step=step)
     weights = [value for parameter in bare.parameters() for value in parameter.flatten().tolist()]
     said.put((rank, rows_of, [str(warning.message) for warning in warned], torch.rand(()).item(), weights))
+    if ranks > 1:
+        distributed.destroy_process_group()
+
+
+def gradient(meeting, rank, ranks, said):
+    """Takes the gradient of a model with every kind of our noise, of the rows of a batch that are this rank's."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    bare = nn.Sequential(
+        nn.Conv2d(1, 4, 3), Dropout(0.3, maps=True), StochasticDepth(0.3), FractionalMaxPool2d(0.7), nn.Flatten(),
+        Dropout(0.4), DropConnect(nn.Linear(64, 3), 0.5),
+    ).double()  # fmt: skip
+    x, y = torch.randn(12, 1, 8, 8, dtype=torch.float64), torch.arange(12) % 3
+    torch.manual_seed(10 + rank)
+    mine = range(rank * len(x) // ranks, (rank + 1) * len(x) // ranks)
+    if ranks > 1:
+        distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+        model = nn.parallel.DistributedDataParallel(bare)
+    else:
+        model = bare
+    with keyed(model, 5, "noise", 7, rows=mine):
+        nn.functional.cross_entropy(model(x[mine.start : mine.stop]), y[mine.start : mine.stop]).backward()
+    said.put([p.grad.tolist() for p in bare.parameters()])
     if ranks > 1:
         distributed.destroy_process_group()

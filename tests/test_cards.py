@@ -1,10 +1,12 @@
 """The cards of docs/cards: their sections, their code, their commands, their pictures, and their tables."""
 
+import ast
 import csv
-import importlib.util
+import importlib
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -13,9 +15,10 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.datasets import load_digits
+from torch import nn
 
 import trainwell as tw
-from trainwell import api, cli
+from trainwell import api, cli, regularize
 from trainwell.optim.kernels import cpu
 from trainwell.train.recipe import SCHEDULES
 
@@ -26,14 +29,8 @@ SECTIONS = [
 ]  # fmt: skip
 
 
-def _load_tables():
-    spec = importlib.util.spec_from_file_location("cards_tables", HERE / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tables = _load_tables()
+sys.path.insert(0, str(HERE))
+tables, compared, benches, defaults = map(importlib.import_module, ("tables", "compared", "benches", "defaults"))
 
 
 def _text(card: str) -> str:
@@ -52,6 +49,17 @@ def _blocks(text: str, language: str) -> list[str]:
 def test_every_optimizer_and_schedule_of_a_recipe_has_a_card():
     optimizers = get_args(get_type_hints(tw.Recipe)["optimizer"])
     assert not {*optimizers, *SCHEDULES} - set(CARDS)
+
+
+def test_every_regulariser_has_a_card():
+    made = {name: getattr(regularize, name) for name in regularize.__all__}
+    kinds = [name for name, kind in made.items() if isinstance(kind, type) and issubclass(kind, regularize.ElasticNet)]
+    kinds += [name for name, kind in made.items() if isinstance(kind, type) and issubclass(kind, regularize.Noise)]
+    shown = {function.__name__ for functions in defaults.OTHERS.values() for function in functions}
+    assert len(kinds) == 8
+    assert not {*kinds, "mixup", "cutmix", "SAM", "marginalize"} - {"Noise"} - shown
+    fields = {name for names in defaults.FIELDS.values() for name in names}
+    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam"} == fields
 
 
 def test_every_card_is_in_the_index_and_in_its_table():
@@ -109,65 +117,149 @@ def no_compiling(monkeypatch):
 
 def _few_digits() -> tuple[torch.Tensor, torch.Tensor]:
     data = load_digits()
-    return torch.tensor(data.data[:96], dtype=torch.float32) / 16, torch.tensor(data.target[:96])
+    return torch.tensor(data.images[:96], dtype=torch.float32)[:, None] / 16, torch.tensor(data.target[:96])
+
+
+def _has(kind, **attributes):
+    """Makes a test whether a layer of a kind is in the model."""
+    return lambda made: any(
+        isinstance(layer, kind)
+        and all(getattr(layer, name) == pytest.approx(value) for name, value in attributes.items())
+        for layer in made["model"].modules()
+    )
+
+
+def _drew(kind, **attributes):
+    """Makes a test whether a layer of a kind is in the model, and has drawn noise in each step."""
+    return lambda made: (
+        _has(kind, **attributes)(made)
+        and all(
+            made["drawn"].count(layer) >= len(made["batches"])
+            for layer in made["model"].modules()
+            if isinstance(layer, kind) and getattr(layer, "p", 1) > 0
+        )
+    )
+
+
+# What is to be seen after a card's own loop. `losses` are the options with which cross-entropy was called, `drawn` the
+# layers that drew noise.
+IN_USE = {
+    "dropout": _drew(regularize.Dropout, p=0.5, maps=False),
+    "dropconnect": _drew(regularize.DropConnect, p=0.3),
+    "stochastic_depth": _drew(regularize.StochasticDepth, p=0.2),
+    "fractional_pooling": _drew(regularize.FractionalMaxPool2d, output_ratio=0.7),
+    "label_smoothing": lambda made: made["losses"] == [{"label_smoothing": 0.1}] * len(made["batches"]),
+    "mixup": lambda made: 0 < float(made["mixed"].share.min()) < 1 and not _is_pasted(made),
+    "cutmix": lambda made: float(made["mixed"].share.min()) < 1 and _is_pasted(made),
+    "penalties": lambda made: made["penalty"].l1 > 0 and regularize.sparsity(made["model"]) > 0,
+    "sam": lambda made: made["sam"].rho > 0 and len(made["losses"]) == 2 * len(made["batches"]),
+    "batch_norm": lambda made: _are_means(made["model"], made["batches"]),
+    "marginalize": lambda made: made["result"].draws == 40 and _drew(regularize.Dropout, p=0.2)(made),
+}
+
+
+def _are_means(model: nn.Sequential, batches: list) -> bool:
+    """Says whether batch norm has noted the means over all batches, by the weights as they are."""
+    with torch.no_grad():
+        means = torch.stack([model[:2](x).mean(0) for x, _ in batches]).mean(0)
+    return torch.allclose(model[2].running_mean, means, atol=1e-5)
+
+
+def _is_pasted(made: dict) -> bool:
+    """Says whether each pixel of the last mixed batch is one of the sample's or one of its partner's."""
+    x, (inputs, partners, _) = made["x"], made["mixed"]
+    return bool(((inputs == x) | (inputs == x[partners])).all())
 
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
-def test_the_code_for_a_loop_of_your_own_runs_and_learns(card):
-    torch.manual_seed(0)
-    x, y = _few_digits()
-    model = torch.nn.Sequential(torch.nn.Linear(64, 16), torch.nn.LayerNorm(16), torch.nn.Linear(16, 10))
-    batches, held_out = (
-        [(a, b) for a, b in zip(x[:80].split(16), y[:80].split(16), strict=True)] * 3,
-        [(x[80:], y[80:])],
-    )
-
-    def loss() -> float:
-        with torch.no_grad():
-            return float(torch.nn.functional.cross_entropy(model(x[:80]), y[:80]))
-
-    before = loss()
+def test_the_code_for_a_loop_of_your_own_runs_and_learns(card, monkeypatch):
     [block] = _blocks(_sections(card)["In your own loop"], "python")
-    variables = {"model": model, "batches": batches, "held_out": held_out}
-    exec(compile(block, f"{card}.md", "exec"), variables)
+    x, y = _few_digits()
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def run() -> tuple[float, float, dict]:
+        """Returns the loss before and after, and what the code has made."""
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.LayerNorm(16), nn.Linear(16, 10))
+        batches = [(a, b) for a, b in zip(x[:80].split(16), y[:80].split(16), strict=True)] * 3
+        losses, drawn, row_keys = [], [], regularize.Noise.row_keys
+
+        def drawing(layer, x):
+            drawn.append(layer)
+            return row_keys(layer, x)
+
+        def noted(*args, **options):
+            losses.append(options)
+            return cross_entropy(*args, **options)
+
+        before = _loss(model, x[:80], y[:80])
+        made = {"model": model, "batches": batches, "held_out": [(x[80:], y[80:])], "losses": losses, "drawn": drawn}
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.functional, "cross_entropy", noted)
+            patch.setattr(regularize.Noise, "row_keys", drawing)
+            exec(compile(block, f"{card}.md", "exec"), made)
+        return before, _loss(made["model"], x[:80], y[:80]), made
+
+    before, after, made = run()
     if card == "lr_range":
-        assert 1e-4 < variables["found"].suggestion < 10
-        assert loss() == before
-    else:
-        assert loss() < before
+        assert 1e-4 < made["found"].suggestion < 10
+        assert after == before
+        return
+    if card in IN_USE:
+        assert IN_USE[card](made)
+        with monkeypatch.context() as patch:  # the model may be the card's own, or changed: the same code without steps
+            for kind in (tw.optim.AdamW, tw.optim.SGD):  # not their base: torch puts the step into each class
+                patch.setattr(kind, "step", lambda *_: None)
+            _, before, _ = run()
+    assert after < before - 0.01
+
+
+def _loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    with torch.no_grad(), regularize.evaluating(model):
+        return float(torch.nn.functional.cross_entropy(model(x), y))
 
 
 class _Fit:
-    """Stands in for `fit` and `lr_range`: the same, on few samples and for three steps; notes what was asked for."""
+    """Stands in for `fit`, `lr_range` and `load`: the same, on few samples, in few steps; notes what was asked."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.asked = out, []
-        pixels = load_digits().data[:120].reshape(-1, 8, 8, 1) * 15
+        pixels = load_digits().data[:120].reshape(-1, 8, 8, 1).repeat(3, axis=3) * 15
         self.data = (pixels.astype(np.uint8), load_digits().target[:120])
-        self.real_fit, self.real_range = api.fit, api.lr_range
+        self.real_fit, self.real_range, self.real_load = api.fit, api.lr_range, tw.load
 
     def fit(self, source, **options):
+        assert source == "photos/"
         self.asked.append(options)
-        small = {"model": "mlp", "steps": 3, "folds": 1, "out": self.out / str(len(self.asked)), "quiet": True}
-        return self.real_fit(self.data, **small, **options)
+        small = {"model": "resnet8", "steps": 3, "folds": 1, "out": self.out / str(len(self.asked)), "quiet": True}
+        return self.real_fit(self.data, **small | options)
 
     def lr_range(self, source, **options):
+        assert source == "photos/"
         self.asked.append(options)
         small = {"model": "mlp", "folds": 1, "sweep_steps": 20, "trial_steps": 20, "quiet": True}
         return self.real_range(self.data, **small, **options)
+
+    def load(self, source, **options):
+        assert source == "photos/"
+        return self.real_load(self.data, quiet=True, **options)
 
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
 def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch):
     short = _Fit(tmp_path)
-    monkeypatch.setattr(tw, "fit", short.fit, raising=False)
-    monkeypatch.setattr(tw, "lr_range", short.lr_range, raising=False)
+    for name in ("fit", "lr_range", "load"):
+        monkeypatch.setattr(tw, name, getattr(short, name), raising=False)
     [block] = _blocks(_sections(card)["In `fit`"], "python")
-    exec(compile(block, f"{card}.md", "exec"), {})
+    made = {}
+    exec(compile(block, f"{card}.md", "exec"), made)
     assert short.asked
     assert any(_is_about(card, options) for options in short.asked)
+    if card == "marginalize":
+        assert made["result"].draws == 20
+        assert float(made["result"].std.max()) > 0  # it was sampled
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -183,27 +275,54 @@ def test_the_commands_are_understood(card):
     assert any(_is_about(card, recipe) for recipe in told)
 
 
+LAYERS = {"fractional_pooling": regularize.FractionalMaxPool2d, "batch_norm": nn.BatchNorm2d}
+FIELDS = {
+    "momentum": ("momentum", 0.9), "groups": ("weight_decay", 0.05), "warmup": ("warmup", 0.1),
+    "nesterov": ("optimizer", "sgd"), "lr_range": ("optimizer", "sgd"), "dropout": ("drop_rate", 0.5),
+    "dropconnect": ("dropconnect", 0.3), "stochastic_depth": ("drop_path_rate", 0.1),
+    "label_smoothing": ("label_smoothing", 0.1), "mixup": ("mixup", 0.2), "cutmix": ("cutmix", 1.0),
+    "penalties": ("l1", 1e-4), "sam": ("sam", 0.05), "marginalize": ("drop_rate", 0.2),
+}  # fmt: skip
+
+
 def _is_about(card: str, options: dict) -> bool:
     if card in SCHEDULES:
         return options.get("schedule") == card
-    wanted = {"momentum": ("momentum", 0.9), "groups": ("weight_decay", 0.05), "warmup": ("warmup", 0.1)}
-    name, value = wanted.get(card, ("optimizer", {"nesterov": "sgd", "lr_range": "sgd"}.get(card, card)))
+    if card in LAYERS:
+        return _has(LAYERS[card])({"model": _made(card, options["model"])})
+    name, value = FIELDS.get(card, ("optimizer", card))
     if card == "sgd" and options.get("momentum") != 0:
         return False
+    if card == "dropout" and options.get("drop_map_rate") != 0.1:
+        return False
     return options.get(name) == value
+
+
+def _made(card: str, model: nn.Module | str) -> nn.Module:
+    """Makes a model from its name; a function is the card's own."""
+    if not isinstance(model, str) or ":" not in model:
+        return tw.models.create(model, num_classes=10, in_chans=3)
+    [block] = _blocks(_sections(card)["In `fit`"], "python")
+    tree = ast.parse(block)
+    tree.body = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef)]
+    functions = {}
+    exec(compile(tree, f"{card}.md", "exec"), functions)
+    return functions[model.partition(":")[2]](in_chans=3, num_classes=10)
 
 
 # ---------------------------------------------------------------------- tables
 
 
 def test_no_card_is_stale():
-    rows = tables.read(tables.EVIDENCE)
-    stale = [card for card in CARDS if tables.filled(card, _text(card), rows) != _text(card)]
+    stale = [card for card in CARDS if tables.filled(card, _text(card)) != _text(card)]
     assert not stale, "run docs/cards/tables.py"
-    assert set(tables.RECIPES) == set(CARDS)
+    listed = [card for evidence in compared.ALL for card in evidence.recipes]
+    assert sorted([*listed, "lr_range"]) == CARDS
 
 
-def _write_rows(path: Path, accuracies: dict[str, list[float]]) -> list[dict[str, str]]:
+def _write_rows(
+    path: Path, accuracies: dict[str, list[float]], evidence: compared.Evidence = compared.OPTIMIZERS
+) -> list[dict[str, str]]:
     rows = [
         {"recipe": name, "fields": json.dumps({"optimizer": "adam", "nesting": True}), "seed": seed, "split_seed": seed,
          "test_accuracy": value, "test_loss": 1.0, "val_accuracy": 0.5, "best_epoch": 1, "steps": 10,
@@ -214,11 +333,11 @@ def _write_rows(path: Path, accuracies: dict[str, list[float]]) -> list[dict[str
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    return tables.read(path)
+    return compared.read(evidence, path)
 
 
 def _numbers(text: str) -> list[float]:
-    return [float(number.replace("−", "-")) for number in re.findall(r"[+−]?\d+\.\d+", text)]
+    return [float(number.replace("−", "-")) for number in re.findall(r"[+−-]?\d+\.\d+", text)]
 
 
 def test_means_and_intervals_are_scipys(tmp_path):
@@ -226,7 +345,7 @@ def test_means_and_intervals_are_scipys(tmp_path):
     adam = random.normal(0.70, 0.01, 10)
     lion = adam + random.normal(0.02, 0.004, 10)
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": list(adam), "lion": list(lion)})
-    text = tables.measured("lion", rows)
+    text = compared.measured("lion", rows)
     cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith(("| adam-cosine ", "| lion "))]
     assert [(cell[0].strip(), cell[1].strip(), cell[4].strip()) for cell in cells] == [
         ("adam-cosine", "10", "34"), ("lion", "10", "34")
@@ -246,36 +365,83 @@ def test_what_decay_gives_is_paired_within_and_between_optimizers(tmp_path):
     random = np.random.default_rng(1)
     means = {"sgd-constant": 0.57, "sgd-cosine": 0.62, "adam-constant": 0.60, "adam-cosine": 0.61}
     made = {name: random.normal(mean, 0.01, 8) for name, mean in means.items()}
-    text = tables.measured("constant", _write_rows(tmp_path / "rows.csv", {k: list(v) for k, v in made.items()}))
+    text = compared.measured("constant", _write_rows(tmp_path / "rows.csv", {k: list(v) for k, v in made.items()}))
     gains = [made[f"{kind}-cosine"] - made[f"{kind}-constant"] for kind in ("sgd", "adam")]
     lines = [line for line in text.splitlines() if line.startswith("- ")]
     for line, values in zip(lines, [*gains, gains[0] - gains[1]], strict=True):
         test = stats.ttest_1samp(100 * values, 0).confidence_interval()
         assert _numbers(line) == pytest.approx([100 * values.mean(), test.low, test.high], abs=0.006)
-    assert "What a cosine gives" not in tables.measured("step", tables.read(tmp_path / "rows.csv"))
+    assert "What a cosine gives" not in compared.measured(
+        "step", compared.read(compared.OPTIMIZERS, tmp_path / "rows.csv")
+    )
 
 
 def test_a_tie_is_called_one_and_few_seeds_are_told(tmp_path):
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": [0.70, 0.72, 0.71], "lion": [0.71, 0.70, 0.72]})
-    text = tables.measured("lion", rows)
+    text = compared.measured("lion", rows)
     assert re.search(r"\| lion \| 3 \|.*, a tie \|", text)
     assert "Fewer than 10 seeds" in text
-    single = tables.measured("lion", _write_rows(tmp_path / "rows.csv", {"lion": [0.5]}))
+    single = compared.measured("lion", _write_rows(tmp_path / "rows.csv", {"lion": [0.5]}))
     assert "| lion | 1 | 50.00 (one seed: no interval) | – |" in single
 
 
 def test_differences_are_of_the_seeds_that_both_have(tmp_path):
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": [0.70, 0.72], "lion": [0.71, 0.74, 0.10]})
-    [line] = [line for line in tables.measured("lion", rows).splitlines() if line.startswith("| lion |")]
+    [line] = [line for line in compared.measured("lion", rows).splitlines() if line.startswith("| lion |")]
     assert "; n 2" in line
     assert _numbers(line.split("|")[4])[0] == pytest.approx(1.5)
 
 
+def test_regularisers_are_compared_at_the_same_budget(tmp_path):
+    random = np.random.default_rng(2)
+    means = {"sam-3x": 0.66, "none": 0.60, "none-3x": 0.62, "sam": 0.61, "mixup": 0.55}
+    made = {name: list(random.normal(mean, 0.002, 10)) for name, mean in means.items()}
+    text = compared.measured("sam", _write_rows(tmp_path / "rows.csv", made, compared.REGULARIZERS))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| 10 |" in line]
+    assert [cell[0] for cell in cells] == ["none", "sam", "none-3x", "sam-3x"]
+    assert [cell[3] == "–" for cell in cells] == [True, False, True, False]
+    for cell, reference in ((cells[1], "none"), (cells[3], "none-3x")):
+        paired = stats.ttest_rel(100 * np.array(made[cell[0]]), 100 * np.array(made[reference])).confidence_interval()
+        difference = 100 * np.mean(np.array(made[cell[0]]) - np.array(made[reference]))
+        assert _numbers(cell[3]) == pytest.approx([difference, paired.low, paired.high], abs=0.006)
+    assert "against none or none-3x, points" in text
+    assert "(../evidence/regularizers.csv)" in text
+
+
+def test_a_budget_without_rows_of_its_own_is_left_out(tmp_path):
+    made = {"none": [0.60, 0.61], "none-3x": [0.62, 0.63], "sam": [0.61, 0.63]}
+    text = compared.measured("sam", _write_rows(tmp_path / "rows.csv", made, compared.REGULARIZERS))
+    assert "| sam | 2 |" in text
+    assert "| none-3x |" not in text
+    without = compared.measured(
+        "sam", _write_rows(tmp_path / "rows.csv", {"sam-3x": [0.6, 0.7]}, compared.REGULARIZERS)
+    )
+    assert "against nothing, points" in without
+    assert re.search(r"\| sam-3x \| 2 \|[^|]*\| – \|", without)
+    with pytest.raises(ValueError, match="'none' in rows.csv is in no card"):
+        _write_rows(tmp_path / "rows.csv", made)
+
+
+def test_the_tables_to_come_fit_the_cards(tmp_path, monkeypatch):
+    rows = _write_rows(
+        tmp_path / "rows.csv",
+        {name: [0.6, 0.7] for names in compared.REGULARIZERS.recipes.values() for name in ("none", "none-3x", *names)},
+        compared.REGULARIZERS,
+    )
+    fields = {"optimizer": "adam", "schedule": "cosine", "lr": 0.03, "model": "resnet8", "epochs": 120, "seeds": "some",
+              "batch_size": 64, "weight_decay": 0.0, "restore_best": False, "label_smoothing": 0.1}  # fmt: skip
+    monkeypatch.setattr(tables, "read", lambda _: [{**row, "fields": json.dumps(fields)} for row in rows])
+    for card in compared.REGULARIZERS.recipes:
+        lines = tables.filled(card, _text(card)).splitlines()
+        assert len(lines) <= 120, card
+        assert max(map(len, lines)) <= 122, card
+
+
 def test_what_has_no_rows_is_not_measured(tmp_path):
-    assert tables.read(tmp_path / "none.csv") == []
+    assert compared.read(compared.OPTIMIZERS, tmp_path / "none.csv") == []
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": [0.70, 0.72]})
-    assert tables.measured("soap", rows).startswith("Not measured yet on the evidence task")
-    assert not re.search(r"\d\.\d", tables.measured("soap", rows))
+    assert compared.measured("soap", rows).startswith("Not measured yet on the evidence task")
+    assert not re.search(r"\d\.\d", compared.measured("soap", rows))
 
 
 def test_rows_that_belong_nowhere_or_contradict_are_refused(tmp_path):
@@ -285,27 +451,47 @@ def test_rows_that_belong_nowhere_or_contradict_are_refused(tmp_path):
     text = (tmp_path / "rows.csv").read_text()
     (tmp_path / "twice.csv").write_text(text + text.splitlines()[-1] + "\n")
     with pytest.raises(ValueError, match="has seed 1 twice"):
-        tables.read(tmp_path / "twice.csv")
+        compared.read(compared.OPTIMIZERS, tmp_path / "twice.csv")
     (tmp_path / "two.csv").write_text(text.replace('""optimizer"": ""adam""', '""optimizer"": ""sgd""', 1))
     with pytest.raises(ValueError, match="has fields"):
-        tables.read(tmp_path / "two.csv")
+        compared.read(compared.OPTIMIZERS, tmp_path / "two.csv")
 
 
 def test_the_range_tests_table_says_what_its_benchmark_said():
-    said = (tables.RANGE_TEST.with_suffix(".txt")).read_text(encoding="utf-8")
+    said = (benches.RANGE_TEST.with_suffix(".txt")).read_text(encoding="utf-8")
     [block] = re.findall(r"^held out, all optimizers, n = \d+\n(.*?)\n\n", said, re.DOTALL | re.MULTILINE)
     for line in block.splitlines():
         numbers = r" *(.+?) +([\d.]+)% \[([\d.]+)%, ([\d.]+)%\]  ratio +([\d.]+) .* (\d+) steps"
         rule, share, low, high, ratio, steps = re.fullmatch(numbers, line).groups()
         told = rf"\| \**{re.escape(rule)}\** \| \d+ \| {share} \({low} to {high}\) \| {ratio} \| {steps} \|"
         assert re.search(told, _text("lr_range")), rule
-    assert tables.measured_range_test(HERE / "none.csv") == "Not measured yet."
+    assert benches.range_test(HERE / "none.csv") == "Not measured yet."
+
+
+def test_coadaptation_is_what_scipy_makes_of_the_rows_and_what_the_script_said():
+    with benches.COADAPTATION.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    said = benches.COADAPTATION.with_suffix(".txt").read_text(encoding="utf-8")
+    lines = [line for line in _sections("dropout")["What we measured"].splitlines() if line.startswith("| ")]
+    for line, figure in zip(lines[-3:], ("loss", "mean_rise", "largest_rise"), strict=True):
+        without, dropped = (
+            np.array([float(row[figure]) for row in rows if float(row["drop_rate"]) == rate]) for rate in (0.0, 0.5)
+        )
+        assert len(without) == len(dropped) == 10
+        values = [without, dropped, dropped - without]
+        cells = line.strip("|").split("|")[1:]
+        for cell, sample in zip(cells, values, strict=True):
+            test = stats.ttest_1samp(sample, 0).confidence_interval()
+            assert _numbers(cell) == pytest.approx([sample.mean(), test.low, test.high], abs=6e-5)
+        [printed] = re.findall(rf"^ +{figure} (.*)$", said, re.MULTILINE)
+        assert _numbers(printed) == pytest.approx([number for cell in cells for number in _numbers(cell)], abs=1.1e-4)
+    assert benches.coadaptation(HERE / "none.csv") == "Co-adaptation: not measured yet."
 
 
 def test_filling_leaves_the_rest_of_a_card_alone():
     text = _text("lion")
     broken = re.sub(r"(<!-- defaults -->\n).*?(<!-- /defaults -->)", r"\1nothing\n\2", text, flags=re.DOTALL)
     assert broken != text
-    assert tables.filled("lion", broken, tables.read(tables.EVIDENCE)) == text
+    assert tables.filled("lion", broken) == text
     with pytest.raises(ValueError, match="marks"):
-        tables.filled("lion", text.replace("<!-- /measured -->", ""), [])
+        tables.filled("lion", text.replace("<!-- /measured -->", ""))

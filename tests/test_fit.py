@@ -370,7 +370,7 @@ def _not_of_one_sample(outputs, targets):
         ({"loss": nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "label_smoothing is for the classification loss"),
         ({"cutmix": 1.0}, "cutmix pastes parts of images"),
         ({"mixup": 0.2, "loss": _not_of_one_sample}, "take the loss of each sample, and this one cannot"),
-        ({"model": "mlp", "drop_path_rate": 0.1}, "no residual blocks"),
+        ({"model": "mlp", "drop_path_rate": 0.1}, "no residual branch"),
         ({"metrics": [print]}, "metrics must map names"),
         ({"metrics": {"loss": max}}, "cannot be called 'loss'"),
         ({"batch_size": 1}, "batch norm needs at least 2"),

@@ -8,6 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.checkpoint import checkpoint
 
+from ranks import gradient
 from trainwell import InputError
 from trainwell.regularize import Dropout, keyed, sampling
 
@@ -189,3 +190,21 @@ def test_nothing_is_saved_and_copies_work(x):
     assert set(model.state_dict()) == {"1.weight", "1.bias"}
     twin = copy.deepcopy(model)
     assert torch.equal(noisy(twin, x, 5), noisy(model, x, 5))
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    context = torch.multiprocessing.get_context("forkserver")  # a fork of this process, which has threads, could hang
+    found = []
+    for ranks in (1, 2):
+        said, meeting = context.Queue(), tmp_path / f"meeting-{ranks}"
+        processes = [context.Process(target=gradient, args=(meeting, rank, ranks, said)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        found += [said.get(timeout=120) for _ in processes]
+        for process in processes:
+            process.join(timeout=60)
+            assert process.exitcode == 0
+    whole, *halves = found
+    for half in halves:
+        for mine, theirs in zip(half, whole, strict=True):
+            torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs))

@@ -19,7 +19,7 @@ from torch import nn
 
 from trainwell import files, progress
 from trainwell.errors import InputError
-from trainwell.optim.unchanged import unchanged
+from trainwell.optim.unchanged import generators_of, unchanged
 
 _FEWEST_STEPS = 20
 _SMOOTHING = 0.9
@@ -160,7 +160,7 @@ def lr_range(
     def losses_at(rates: Iterable[float], ends: Callable[[list[float]], bool]) -> list[float]:
         """Takes a step at each rate, from where everything is now; returns the losses, each from before its step."""
         losses: list[float] = []
-        with unchanged(model, optimizer, loss, closure, *_generators(batches)):
+        with unchanged(model, optimizer, loss, closure, *generators_of(batches)):
             if not model.training:  # as a whole; parts that were put in evaluation stay there
                 model.train()
             for rate, batch in zip(rates, _cycled(batches), strict=False):
@@ -352,9 +352,3 @@ def _cycled(batches: Iterable[Any]) -> Iterator[Any]:
             yield batch
         if batch is None:
             raise InputError("there are no batches, or no more: give what can be gone through again, as a DataLoader")
-
-
-def _generators(batches: Iterable[Any]) -> list[Any]:
-    """Returns the generators of a `DataLoader`'s own."""
-    parts = (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
-    return [getattr(part, "generator", None) for part in parts]

@@ -29,6 +29,12 @@ def unchanged(*things: Any) -> Iterator[None]:
             raise
 
 
+def generators_of(batches: Iterable[Any]) -> list[torch.Generator | None]:
+    """Returns the generators of a `DataLoader`'s own."""
+    parts = (batches, getattr(batches, "sampler", None), getattr(batches, "batch_sampler", None))
+    return [getattr(part, "generator", None) for part in parts]
+
+
 class _Before:
     """What modules, optimizers, tensors, generators, and dicts and lists of them hold, to be put back in place."""
 
