@@ -82,7 +82,7 @@ class Optimizer(_Fields):
     `step_size`, the step for a gradient that has long been 1, the new `p` becomes
     `sign(p) * max(|p| - l1 * step_size, 0) / (1 + l2 * step_size)`. So minima are those of the loss plus
     `l1 * |p| + l2 / 2 * p²`, whatever the scaling, and zeros are exact. Beck and Teboulle, *A fast iterative
-    shrinkage-thresholding algorithm* (2009), equation 2.6; in a diagonal metric: Duchi, Hazan and Singer, *Adaptive
+    shrinkage-thresholding algorithm* (2009); in a diagonal metric: Duchi, Hazan and Singer, *Adaptive
     subgradient methods* (2011), section 5.1.
 
     >>> from trainwell.optim.formula import lerp, sign

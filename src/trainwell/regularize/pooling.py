@@ -26,7 +26,7 @@ class FractionalMaxPool2d(Noise):
         output_ratio: the output's side over the input's, from 1/2 to below 1, rounded down to whole pixels.
         output_size: the output's height and width, in place of a ratio; a number for both.
         mode: how borders are drawn: "random" gives each order of ones and twos the same chance, "pseudorandom" is
-            `ceil(alpha * (i + u))` for one uniform `u` (section 3).
+            `ceil(alpha * (i + u))` for one uniform `u`.
         overlapping: whether neighbouring regions share their border.
 
     Shape: `(n, c, h, w)` to `(n, c, h', w')`.
