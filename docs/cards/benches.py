@@ -5,8 +5,9 @@ import statistics
 import textwrap
 from pathlib import Path
 
-from compared import FOLDER, interval, told
 from scipy import stats
+
+from compared import FOLDER, interval, told
 
 RANGE_TEST = FOLDER / "lr-range.csv"
 COADAPTATION = FOLDER / "coadaptation.csv"

@@ -15,8 +15,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import regularizers
 import torch
+from matplotlib import pyplot as plt
+from torch.nn.functional import cross_entropy
+
+import regularizers
 from drawing import (
     BLUE,
     GREEN,
@@ -36,9 +39,6 @@ from drawing import (
     valley,
     walk,
 )  # fmt: skip
-from matplotlib import pyplot as plt
-from torch.nn.functional import cross_entropy
-
 from trainwell import optim
 from trainwell.optim import schedules
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, legend, panels
 from matplotlib.colors import to_rgb
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, legend, panels
 from trainwell import ensemble, lab, optim, random, regularize
 from trainwell.models import create
 from trainwell.regularize.pooling import pseudorandom_borders, random_borders
