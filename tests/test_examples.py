@@ -39,7 +39,7 @@ def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
 def test_the_pages_new_optimizer_steps():
     """AdaBelief, as CONTRIBUTING shows it, moves by about its rate at first."""
     names = {}
-    [block] = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    block, _ = _blocks(ROOT / "CONTRIBUTING.md", "python")
     exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = names["AdaBelief"]([weight], lr=0.1)
@@ -48,6 +48,23 @@ def test_the_pages_new_optimizer_steps():
         optimizer.step()
     assert weight[0] < -0.1
     assert weight[1] > 0.1
+
+
+def test_the_pages_new_noise_keeps_the_contract():
+    names = {}
+    _, block = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    layer, x = names["GaussianNoise"](0.5), torch.zeros(4000, 3)
+    with tw.regularize.keyed(layer, 7):
+        whole = layer(x)
+    with tw.regularize.keyed(layer, 7, rows=range(1000, 1010)):
+        assert torch.equal(layer(x[:10]), whole[1000:1010])
+    assert abs(whole.mean()) < 0.02
+    assert abs(whole.std() - 0.5) < 0.02
+    layer.eval()
+    assert torch.equal(layer(x), x)
+    with tw.regularize.sampling(layer):
+        assert not torch.equal(layer(x), x)
 
 
 def test_the_readmes_recipe_is_one(tmp_path):
