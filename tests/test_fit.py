@@ -467,3 +467,16 @@ def test_resuming_with_another_model_is_one_clear_line(tmp_path):
     with pytest.raises(tw.InputError, match="of another model") as caught:
         tw.resume(tmp_path / "run", data=(X, Y), model=other, quiet=True)
     assert "\n" not in str(caught.value)
+
+
+def test_it_says_what_noise_is_in_the_model_and_hands_it_over_with_it(tmp_path, capsys):
+    noise = {"drop_rate": 0.3, "drop_map_rate": 0.1, "drop_path_rate": 0.1, "dropconnect": 0.2}
+    run = tw.fit("digits", out=tmp_path / "run", folds=1, steps=1, **noise)
+    told = "Dropout of 0.1 to 0.3 in 7 places, StochasticDepth of 0.05 to 0.1 in 2 places, DropConnect of 0.2"
+    assert f"noise in training: {told}\n" in capsys.readouterr().err
+    x = torch.rand(3, 1, 8, 8)
+    for model in (run.model, tw.Run(tmp_path / "run").model):
+        torch.testing.assert_close(model(x), run.model(x))
+        assert tw.ensemble.marginalize(model, x, samples=5).std.min() > 0
+    tw.fit("digits", out=tmp_path / "quiet", folds=1, steps=1)
+    assert "noise" not in capsys.readouterr().err

@@ -116,9 +116,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
             f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
         )
-        noise = [f"{name or 'itself'} ({module})" for name, module in model.named_modules() if _is_on(module)]
-        if noise:
-            say(f"noise in training: {', '.join(noise[:_MOST_TOLD])}{' …' if noise[_MOST_TOLD:] else ''}")
+        if noise := _noise_of(model):
+            say(f"noise in training: {noise}")
         if recipe.minutes is not None:
             say("measuring the speed …")
             steps = steps_within(60 * recipe.minutes, probe)
@@ -127,8 +126,19 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
         yield trainer(recipe)
 
 
-def _is_on(module: nn.Module) -> bool:
-    return isinstance(module, Noise) and getattr(module, "p", 1) > 0
+def _noise_of(model: nn.Module) -> str:
+    """Returns which layers of ours are random in training, how many of them, and the fractions that they drop."""
+    rates: dict[str, list[float | None]] = {}
+    for module in model.modules():
+        p = getattr(module, "p", None)
+        if isinstance(module, Noise) and p != 0:
+            rates.setdefault(type(module).__name__, []).append(p)
+    told = []
+    for name, values in rates.items():
+        known = sorted({f"{p:.3g}" for p in values if p is not None}, key=float)
+        span = f" of {known[0]}" + (f" to {known[-1]}" if len(known) > 1 else "") if known else ""
+        told.append(f"{name}{span}" + (f" in {len(values)} places" if len(values) > 1 else ""))
+    return ", ".join(told)
 
 
 def tell(data: Data, display: Display) -> None:
