@@ -479,4 +479,4 @@ def test_it_says_what_noise_is_in_the_model_and_hands_it_over_with_it(tmp_path, 
         torch.testing.assert_close(model(x), run.model(x))
         assert tw.ensemble.marginalize(model, x, samples=5).std.min() > 0
     tw.fit("digits", out=tmp_path / "quiet", folds=1, steps=1)
-    assert "noise" not in capsys.readouterr().err
+    assert "noise in training" not in capsys.readouterr().err
