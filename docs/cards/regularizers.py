@@ -132,7 +132,7 @@ def dropconnect() -> None:
     for axis, inputs in zip(figure, (4, 64), strict=True):
         torch.manual_seed(2)
         layer = regularize.DropConnect(nn.Linear(inputs, 1, bias=False), p=0.5)
-        nn.init.normal_(layer.layer.weight, std=inputs**-0.5)
+        nn.init.normal_(layer.weight, std=inputs**-0.5)
         x = torch.randn(1, inputs).expand(draws, -1)
         with torch.no_grad(), regularize.keyed(layer, 0):
             masked, mean = layer(x)[:, 0], float(layer.eval()(x[:1]))

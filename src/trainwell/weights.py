@@ -17,7 +17,12 @@ def parameters_of_norms(model: nn.Module) -> set[int]:
 
 
 def is_weight(name: str, parameter: nn.Parameter, of_norms: set[int]) -> bool:
-    """Says whether it multiplies inputs, so that it may decay: no bias, no norm's, of two dimensions or more."""
+    """Says whether it multiplies inputs, so that it may decay: no bias, no norm's, of two dimensions or more.
+
+    A scale for each channel of an image, `(c, 1, 1)`, has one dimension in truth.
+    """
+    if parameter.ndim == 3 and sum(side > 1 for side in parameter.shape) == 1:
+        return False
     return parameter.ndim > 1 and id(parameter) not in of_norms and name.rpartition(".")[2] != "bias"
 
 

@@ -1,5 +1,6 @@
 """Sharpness-aware minimisation, against the two formulas written out, and its bookkeeping."""
 
+import contextlib
 import copy
 
 import pytest
@@ -117,6 +118,28 @@ def test_it_goes_with_any_optimizer_and_with_clipping(make):
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_autocast_sees_the_weights_that_are_up_the_gradient(together):
+    model, (x, y) = _model(torch.float32), _batch(dtype=torch.float32)
+    found = []
+    for cast in (together, False):
+        outside = torch.autocast("cpu", torch.bfloat16, enabled=cast)
+        inside = contextlib.nullcontext() if cast else torch.autocast("cpu", torch.bfloat16)
+        with outside:
+            with inside:
+                loss = cross_entropy(model(x), y)
+            loss.backward()
+            with SAM(model, 1.0).ascended():
+                with inside:
+                    loss = cross_entropy(model(x), y)
+                loss.backward()
+            found.append([p.grad.clone() for p in model.parameters()])
+        model.zero_grad()
+        model[1].reset_running_stats()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_an_error_within_leaves_the_weights_where_they_were():
     model, (x, y) = _model(), _batch()
     cross_entropy(model(x), y).backward()
@@ -136,8 +159,10 @@ def test_where_there_is_no_slope_the_weights_stay():
 
 
 def test_frozen_and_unused_parameters_stay():
+    torch.manual_seed(0)
     model = nn.ModuleDict({"used": nn.Linear(2, 2), "frozen": nn.Linear(2, 2), "unused": nn.Linear(2, 2)})
     model["frozen"].requires_grad_(False)
+    model["frozen"].weight.grad = torch.ones(2, 2)  # of before
     model["used"](torch.ones(1, 2)).sum().backward()
     before = copy.deepcopy(model.state_dict())
     with SAM(model, 1.0).ascended():

@@ -267,6 +267,86 @@ def test_what_has_no_place_is_refused_and_nothing_changed(model, asked, message)
     assert repr(model) == before
 
 
+def test_a_branch_that_is_a_chain_or_is_named_twice_has_one_noise():
+    class Chained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.branch = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+
+        def forward(self, x):
+            return x + self.branch(x)
+
+    model = nn.Sequential(Chained(), Chained())
+    names = list(model.state_dict())
+    for ends in (["0.branch", "1.branch"], ["0.branch.2", "1.branch.2", "1.branch.2"]):
+        other = copy.deepcopy(model)
+        apply(other, stochastic_depth=0.5, branches=ends)
+        apply(other, stochastic_depth=0.5)
+        assert [layer.p for layer in _noise(other).values()] == [0.0, 0.5]
+        assert list(other.state_dict()) == names
+        x = torch.randn(2000, 3)
+        kept = (other[1].branch(x) != 0).any(1).double().mean()
+        assert abs(kept - 0.5) < 0.06
+    apply(other, stochastic_depth=0.3, branches=["1.branch.2"])
+    assert len(_noise(other)) == 2
+    with pytest.raises(InputError, match="branches is empty"):
+        apply(model, stochastic_depth=0.5, branches=[])
+
+
+def test_a_module_under_two_names_is_changed_under_both():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.head = nn.Linear(3, 3), nn.Linear(3, 3)
+            self.alias = self.head
+
+    apply(model := Tied(), dropconnect=0.5)
+    assert model.alias is model.head
+    assert isinstance(model.alias, DropConnect)
+
+
+def test_a_compiled_model_is_refused():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    with pytest.raises(InputError, match="before torch.compile"):
+        apply(torch.compile(model, backend="eager"), dropout=0.5)
+    model.compile(backend="eager")
+    with pytest.raises(InputError, match="before torch.compile"):
+        apply(model, dropout=0.5)
+
+
+def test_inputs_by_name_are_noisy_too():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(50, 2)
+
+        def forward(self, x):
+            return self.fc(input=x)
+
+    apply(model := Named(), dropout=0.5)
+    x = torch.randn(3, 50)
+    assert not torch.equal(model(x), model(x))
+
+
+def test_looking_for_branches_leaves_nothing_in_the_model():
+    class Keeping(Block):
+        def forward(self, x, times=1, verbose=False):
+            self.last = x
+            return super().forward(x) * times if verbose else super().forward(x)
+
+    model = nn.Sequential(Keeping(3), Keeping(3))
+    assert len(apply(model, stochastic_depth=0.5)) == 2
+    assert not hasattr(model[0], "last")
+
+
+def test_a_branch_that_returns_no_tensor_says_so():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 1)})
+    apply(model, stochastic_depth=0.5, branches=["attention"])
+    x = torch.randn(2, 3, 4)
+    with pytest.raises(InputError, match="returns a tuple"):
+        model["attention"](x, x, x)
+
+
 def test_a_model_that_cannot_be_traced_names_its_branches():
     class Odd(nn.Module):
         def __init__(self):

@@ -97,9 +97,10 @@ def test_a_row_is_the_layer_with_that_rows_weights(name):
 @NAMED
 def test_evaluation_is_the_layer_and_sampling_is_about_it(name):
     make, shape = LAYERS[name]
-    layer = DropConnect(make(), 0.4).eval()
+    inner = make()
+    layer = DropConnect(inner, 0.4).eval()
     x = torch.randn(shape)
-    torch.testing.assert_close(layer(x), layer.layer(x))
+    assert torch.equal(layer(x), inner(x))
     with torch.no_grad(), sampling(layer):
         first, second = layer(x), layer(x)
     assert first.shape == layer(x).shape
@@ -118,7 +119,7 @@ def test_it_trains_and_gradients_reach_the_kept_weights(name):
 
     assert torch.autograd.gradcheck(loss, x)
     layer(x[:1]).sum().backward()
-    weight = layer.layer.weight
+    weight = layer.weight
     assert 0.1 < float((weight.grad == 0).double().mean()) < 0.8
 
 
@@ -149,5 +150,27 @@ def test_names_of_weights_and_bad_input():
         DropConnect(nn.Linear(2, 2), 1.0)
     with pytest.raises(InputError, match="inverted or classic"):
         DropConnect(nn.Linear(2, 2), scaling="paper")
-    layer, x = DropConnect(nn.Linear(2, 2), 0.0), torch.randn(3, 2)
-    assert torch.equal(layer(x), layer.layer(x))
+    inner, x = nn.Linear(2, 2), torch.randn(3, 2)
+    assert torch.equal(DropConnect(inner, 0.0)(x), inner(x))
+
+
+def test_it_stands_in_for_the_layer():
+    layer = DropConnect(nn.Conv2d(2, 4, 3, stride=2, bias=False))
+    assert dict(layer.named_parameters()).keys() == {"weight"}
+    assert (layer.in_channels, layer.kernel_size, layer.stride, layer.bias) == (2, (3, 3), (2, 2), None)
+    model, x = nn.Sequential(DropConnect(nn.Linear(3, 2))).eval(), torch.randn(4, 3)
+    zero = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    assert not torch.func.functional_call(model, zero, x).any()
+
+
+def test_layers_that_do_more_than_they_say_are_refused():
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + 1
+
+    parametrized = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    for other in (Adapted(2, 2), parametrized):
+        with pytest.raises(InputError, match="not for a "):
+            DropConnect(other)
+    with pytest.raises(InputError, match="has hooks"):
+        DropConnect(nn.utils.spectral_norm(nn.Linear(2, 2)))

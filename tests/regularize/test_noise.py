@@ -192,6 +192,18 @@ def test_nothing_is_saved_and_copies_work(x):
     assert torch.equal(noisy(twin, x, 5), noisy(model, x, 5))
 
 
+@pytest.mark.parametrize("layer", [nn.TransformerEncoderLayer(8, 2, 16, dropout=0.5, batch_first=True)])
+def test_dropout_within_attention_is_sampled_where_torch_has_a_fast_path(layer):
+    x = torch.randn(3, 5, 8)
+    layer.eval()
+    with torch.no_grad():
+        plain = layer(x)
+        with sampling(layer):
+            assert not torch.equal(layer(x), layer(x))
+        assert torch.equal(layer(x), plain)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_two_processes_have_the_gradient_of_one(tmp_path):
     context = torch.multiprocessing.get_context("forkserver")  # a fork of this process, which has threads, could hang
     found = []

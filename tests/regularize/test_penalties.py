@@ -1,5 +1,7 @@
 """Penalties: as a term of the loss, and in proximal form, against scikit-learn's coefficients."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -195,6 +197,71 @@ def test_the_gradient_of_the_squares_is_weight_decays():
     L2(0.3)(model).backward()
     torch.testing.assert_close(model.weight.grad, 0.3 * model.weight.detach())
     assert model.bias.grad is None
+
+
+@pytest.mark.parametrize("rule", ["Adagrad", "RMSprop", "Adam", "AdamW", "Adamax", "NAdam"])
+def test_weights_that_have_had_no_gradient_rest(rule):
+    """Their scale is not known yet: by the rate over eps the least penalty would make them 0 at once."""
+    table = nn.Embedding(10, 4)
+    before = table.weight.detach().clone()
+    optimizer = getattr(optim, rule)(table.parameters(), lr=0.01, weight_decay=0.0, l1=1e-3, l2=1e-2)
+    for _ in range(20):
+        optimizer.zero_grad()
+        table(torch.arange(5)).square().sum().backward()
+        optimizer.step()
+    assert torch.equal(table.weight[5:], before[5:])
+    assert (table.weight[:5].abs() < before[:5].abs()).all()
+
+
+def test_strengths_that_come_otherwise_than_by_the_constructor_are_checked_too():
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    lion = optim.Lion([weight])
+    lion.param_groups[0]["l1"] = 0.1
+    with pytest.raises(InputError, match="Lion cannot take it"):
+        lion.step()
+
+
+def test_an_optimizer_pickled_by_an_earlier_version_goes_on():
+    weight = nn.Parameter(torch.ones(2, 2))
+    optimizer = optim.SGD([weight], lr=0.1)
+    for name in ("l1", "l2"):
+        del optimizer.param_groups[0][name]
+    again = pickle.loads(pickle.dumps(optimizer))
+    again.param_groups[0]["params"][0].grad = torch.ones(2, 2)
+    again.step()
+    assert (again.param_groups[0]["params"][0] == 0.9).all()
+
+
+def test_a_rule_with_a_formula_of_its_own_has_no_step_size_of_its_parents():
+    class Halved(optim.SGD):
+        @staticmethod
+        def update(p, g, *, lr):
+            return p - lr * g / 2
+
+    with pytest.raises(InputError, match="Halved cannot take it"):
+        Halved([_zeros()], l1=0.1)
+
+
+def test_groups_take_schedules():
+    model = nn.Linear(2, 2)
+    optimizer = optim.SGD(no_decay_groups(model, l1=schedules.linear(0.5, steps=2)), lr=1.0)
+    before = model.weight.detach().abs().clone()
+    for _ in range(2):
+        model.weight.grad = torch.zeros(2, 2)
+        optimizer.step()
+    torch.testing.assert_close(model.weight.detach().abs(), (before - 0.75).clamp(min=0))
+
+
+def test_scales_of_channels_are_no_weights():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
+            self.conv = nn.Conv2d(1, 4, 1)
+
+    weights, others = no_decay_groups(Block(), 0.1)
+    assert (weights["param_names"], others["param_names"]) == (["conv.weight"], ["scale", "conv.bias"])
 
 
 def test_frozen_weights_are_not_penalised():

@@ -54,9 +54,9 @@ def create(
     """Makes a model for the data, from a name of ours or from a function of yours.
 
     A function is written `"package.module:function"` (a class does as well), is looked for in the working directory
-    too, and is called with those of `num_classes, in_chans, img_size, in_features, drop_rate, drop_path_rate` that it
-    takes. A value that is not known (None) is left to the function's default. Noise that it does not take is put into
-    what it makes, as into a module of yours: see `trainwell.regularize.apply`. 0 changes nothing there.
+    too, and is called with those of these arguments that it takes; noise by name alone, and where it is above 0. A
+    value that is not known (None) is left to the function's default. Noise that it does not take is put into what it
+    makes, as into a module of yours, which keeps it: see `trainwell.regularize.apply`.
 
     Args:
         model: a name from `NAMES`, a `"package.module:function"`, or a module, to be returned, with noise if asked for.
@@ -155,8 +155,7 @@ def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> tuple[nn
         if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     }
     arguments: dict[str, float] = {key: value for key, value in known.items() if anything or key in taken}
-    usual = ("drop_rate", "drop_path_rate")  # names that a function with any keywords will know
-    noise = {key: rate for key, rate in rates.items() if key in taken or (anything and rate > 0 and key in usual)}
+    noise = {key: rate for key, rate in rates.items() if key in taken and (rate > 0 or taken[key])}
     arguments |= noise
     for needed in [key for key, required in taken.items() if required and key not in arguments]:
         raise InputError(f"the model {name!r} needs {needed!r}, which the data do not give: give it a default")

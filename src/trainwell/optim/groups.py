@@ -11,7 +11,7 @@ from trainwell.weights import is_weight, parameters_of_norms, trained
 
 
 def no_decay_groups(
-    model: nn.Module, weight_decay: float = 0.0, *, l1: float = 0.0, l2: float = 0.0
+    model: nn.Module, weight_decay: Value = 0.0, *, l1: Value = 0.0, l2: Value = 0.0
 ) -> list[dict[str, Any]]:
     """Splits a model's parameters into a group with weight decay and one without.
 
@@ -40,7 +40,7 @@ def no_decay_groups(
     """
     strengths = {"weight_decay": weight_decay, **({"l1": l1, "l2": l2} if l1 or l2 else {})}
     for name, value in strengths.items():
-        if not value >= 0:
+        if not callable(value) and not value >= 0:
             raise InputError(f"{name} is {value}: it must be 0 or more")
     decayed: dict[str, Any] = {"params": [], "param_names": [], **strengths}
     others: dict[str, Any] = {"params": [], "param_names": [], **dict.fromkeys(strengths, 0.0)}

@@ -150,8 +150,9 @@ class Optimizer(_Fields):
             state = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
             cls.arrays = tuple(name for name in state if name not in cls.numbers)
             cls.wanted = tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-        if "step_size" in cls.__dict__:
-            assert cls.step_size is not None
+        if "update" in cls.__dict__ and "step_size" not in cls.__dict__:
+            cls.step_size = None  # a parent's is of another formula
+        if "step_size" in cls.__dict__ and cls.step_size is not None:
             cls.scaled_by = tuple(inspect.signature(cls.step_size).parameters)
         cls.__signature__ = _signature(cls.fields)  # type: ignore[attr-defined]
 
@@ -360,6 +361,9 @@ class Optimizer(_Fields):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        for group in self.param_groups:
+            for name in ("l1", "l2"):  # which an optimizer of an earlier version has not
+                group.setdefault(name, 0.0)
         self._plans, self._seen = {}, []
 
 

@@ -14,11 +14,16 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from trainwell.errors import InputError
-from trainwell.optim.formula import lerp, maximum, sign, sqrt
+from trainwell.optim.formula import lerp, maximum, sign, sqrt, where
 from trainwell.optim.optimizer import Group, Optimizer, option
 from trainwell.optim.schedules import Value
 
 Pair = tuple[Value, Value]
+
+
+def _over(lr: float, root: Any, seen: Any) -> Any:
+    """Returns `lr / root`, and 0 where no gradient has been yet (`seen` is 0): there is no scale to shrink by."""
+    return where(seen > 0, lr / root, 0.0)
 
 
 class SGD(Optimizer):
@@ -114,7 +119,7 @@ class Adagrad(Optimizer):
 
     @staticmethod
     def step_size(sum, *, t, lr, lr_decay, eps):
-        return lr / (1 + (t - 1) * lr_decay) / (sqrt(sum) + eps)
+        return _over(lr / (1 + (t - 1) * lr_decay), sqrt(sum) + eps, sum)
 
 
 class RMSprop(Optimizer):
@@ -165,7 +170,8 @@ class RMSprop(Optimizer):
     @staticmethod
     def step_size(square_avg, grad_avg, *, lr, eps, momentum, centered, eps_inside):
         variance = square_avg - grad_avg * grad_avg if centered else square_avg
-        return lr / (1 - momentum) / (sqrt(variance + eps) if eps_inside else sqrt(variance) + eps)
+        root = sqrt(variance + eps) if eps_inside else sqrt(variance) + eps
+        return _over(lr / (1 - momentum), root, square_avg)
 
 
 class Adam(Optimizer):
@@ -212,7 +218,8 @@ class Adam(Optimizer):
     @staticmethod
     def step_size(max_exp_avg_sq, *, t, lr, betas, eps, bias_correction):
         c2 = 1 - betas[1] ** t if bias_correction else 1
-        return lr / (sqrt(max_exp_avg_sq) / sqrt(c2) + eps)  # which is the mean square itself without amsgrad
+        # Which is the mean square itself without amsgrad.
+        return _over(lr, sqrt(max_exp_avg_sq) / sqrt(c2) + eps, max_exp_avg_sq)
 
     @staticmethod
     def check(group: Group) -> None:
@@ -278,8 +285,8 @@ class Adamax(Optimizer):
         return p - lr / (1 - betas[0] ** t) * m / u, m, u
 
     @staticmethod
-    def step_size(exp_inf, *, lr):
-        return lr / exp_inf
+    def step_size(exp_inf, *, lr, eps):
+        return _over(lr, exp_inf, exp_inf - eps)
 
 
 class NAdam(Optimizer):
@@ -327,7 +334,7 @@ class NAdam(Optimizer):
 
     @staticmethod
     def step_size(exp_avg_sq, *, t, lr, betas, eps):
-        return lr / (sqrt(exp_avg_sq / (1 - betas[1] ** t)) + eps)
+        return _over(lr, sqrt(exp_avg_sq / (1 - betas[1] ** t)) + eps, exp_avg_sq)
 
 
 class RAdam(Optimizer):
@@ -363,16 +370,23 @@ class RAdam(Optimizer):
     def update(p, g, exp_avg, exp_avg_sq, *, t, lr, betas, eps):
         m = lerp(exp_avg, g, 1 - betas[0])
         v = lerp(exp_avg_sq, g * g, 1 - betas[1])
-        return p - RAdam.step_size(v, t=t, lr=lr / (1 - betas[0] ** t), betas=betas, eps=eps) * m, m, v
+        lr, rectified = lr / (1 - betas[0] ** t), _rectified(t, betas[1])
+        return p - lr * m if rectified is None else p - lr * rectified * m / (sqrt(v) + eps), m, v
 
     @staticmethod
     def step_size(exp_avg_sq, *, t, lr, betas, eps):
-        c2, longest = 1 - betas[1] ** t, 2 / (1 - betas[1]) - 1
-        rho = longest - 2 * t * betas[1] ** t / c2
-        if rho <= 5:
-            return lr
-        rectify = sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
-        return lr * rectify * sqrt(c2) / (sqrt(exp_avg_sq) + eps)
+        rectified = _rectified(t, betas[1])
+        return lr if rectified is None else _over(lr * rectified, sqrt(exp_avg_sq) + eps, exp_avg_sq)
+
+
+def _rectified(t: int, beta: float) -> float | None:
+    """Returns RAdam's factor, with the correction of the mean square; `None` while that is too short to be used."""
+    c2, longest = 1 - beta**t, 2 / (1 - beta) - 1
+    rho = longest - 2 * t * beta**t / c2
+    if rho <= 5:
+        return None
+    rectify = (rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho)
+    return float(sqrt(rectify) * sqrt(c2))
 
 
 class Lion(Optimizer):

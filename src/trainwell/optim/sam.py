@@ -51,9 +51,9 @@ class SAM:
 
         Within it the model trains as outside, but what it does to its buffers is undone: batch norm's statistics come
         from the first pass alone. The gradient may have been summed up over several batches; then go through the same
-        ones again. Clip after it.
+        ones again. Clip after it, and unscale after it where a GradScaler scales both losses.
         """
-        moved = [p for p in self.model.parameters() if p.grad is not None]
+        moved = [p for p in self.model.parameters() if p.grad is not None and p.requires_grad]
         if not moved:
             raise InputError("SAM: there is no gradient to go up: call loss.backward() before ascended()")
         if any(p.grad is not None and p.grad.layout != torch.strided for p in moved):
@@ -63,11 +63,13 @@ class SAM:
             try:
                 self._ascend(moved, before)
                 self.model.zero_grad()
+                torch.clear_autocast_cache()  # which holds the weights of before, if both passes are within one block
                 yield
             finally:
                 with torch.no_grad():
                     for p, values in zip(moved, before, strict=True):
                         p.copy_(values)
+                torch.clear_autocast_cache()
 
     @torch.no_grad()
     def _ascend(self, moved: list[nn.Parameter], weights: list[Tensor]) -> None:
@@ -96,4 +98,6 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for module, name, buffer, values in before:
-                setattr(module, name, buffer.copy_(values))
+                if not torch.equal(buffer, values):  # some, such as expanded ones, cannot be written to
+                    buffer.copy_(values)
+                setattr(module, name, buffer)

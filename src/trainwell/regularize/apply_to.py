@@ -1,5 +1,8 @@
 """Noise put into any model, in place: dropout, DropConnect and stochastic depth."""
 
+import contextlib
+import copy
+import inspect
 import operator
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -11,9 +14,9 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from trainwell.errors import InputError
 from trainwell.regularize.depth import StochasticDepth, depth_rates
-from trainwell.regularize.dropconnect import DropConnect
+from trainwell.regularize.dropconnect import DropConnect, refuse_other_than_plain
 from trainwell.regularize.dropout import Dropout, check_fraction
-from trainwell.regularize.noise import Noise, evaluating
+from trainwell.regularize.noise import Noise
 
 
 class Change(NamedTuple):
@@ -58,7 +61,7 @@ def apply(
     and compiled with the model.
 
     Args:
-        model: any; not within DistributedDataParallel yet.
+        model: any that is not compiled yet, nor within DistributedDataParallel.
         dropout, feature_dropout, stochastic_depth: fractions that are dropped, from 0 to 1; `None` changes nothing.
         dropconnect: the fraction of weights that is dropped, from 0 to below 1.
         branches: the names of the modules whose outputs end the residual branches, from the input up, where they are
@@ -87,6 +90,8 @@ def apply(
     ):
         if fraction is not None:
             check_fraction(fraction, below_1=below_1)
+    if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules()):
+        raise InputError("the model is compiled, and would go on without the noise: apply it before torch.compile")
     plans: list[Iterator[Change]] = []
     if dropconnect is not None:  # before what is then called by its wrapper
         plans.append(_dropconnect(model, dropconnect))
@@ -133,20 +138,25 @@ def _feature_dropout(model: nn.Module, p: float) -> Iterator[Change]:
 def _dropconnect(model: nn.Module, p: float) -> Iterator[Change]:
     there = [(name, module) for name, module in model.named_modules() if isinstance(module, DropConnect)]
     last = "" if there else _last_linear(model, "dropconnect")
+    if last:
+        layer = model.get_submodule(last)
+        with _without_noise(layer):
+            refuse_other_than_plain(layer)
     yield _FOUND
     for name, module in there:
         module.p = p
         yield Change(name, f"DropConnect {p}")
     if not there:
-        layer = model.get_submodule(last)
-        wrapper = DropConnect(layer, p)
-        _put(model, last, wrapper)
-        _move_noise(layer, wrapper)
+        with _without_noise(layer):
+            _put(model, last, DropConnect(layer, p))
+        for key, put in (("noise_before", _before), ("noise_after", _after)):
+            if key in layer._modules:
+                put(model.get_submodule(last), layer.get_submodule(key))
         yield Change(last, f"DropConnect {p}")
 
 
 def _stochastic_depth(model: nn.Module, p: float, branches: Sequence[str] | None) -> Iterator[Change]:
-    there = [] if branches else [name for name, module in model.named_modules() if _skips(name, module)]
+    there = [] if branches is not None else [name for name, module in model.named_modules() if _skips(name, module)]
     ends = [] if there else _branches(model, branches)
     yield _FOUND
     rates = iter(depth_rates(p, len(there) + len(ends)))
@@ -177,32 +187,33 @@ def _skips(name: str, module: nn.Module) -> bool:
 
 
 def _last_linear(model: nn.Module, wish: str) -> str:
-    inner = {id(module.layer) for module in model.modules() if isinstance(module, DropConnect)}
-    names: list[str] = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, DropConnect) or (_is_called(module) and id(module) not in inner)
-    ]
+    names: list[str] = [name for name, module in model.named_modules() if _is_linear(module)]
     if not names or not names[-1]:
         raise InputError(f"{wish}: the model has no linear layer within it: put the layer in yourself")
     return names[-1]
 
 
-def _is_called(module: nn.Module) -> bool:
-    """Says whether it is a linear layer; the one in torch's attention is not called, only its weight is used."""
+def _is_linear(module: nn.Module) -> bool:
+    """Says whether it is a linear layer that is called; of the one in torch's attention only the weight is used."""
+    if isinstance(module, DropConnect):
+        return module.weight.ndim == 2
     return isinstance(module, nn.Linear) and not isinstance(module, NonDynamicallyQuantizableLinear)
 
 
 def _branches(model: nn.Module, named: Sequence[str] | None) -> list[str]:
     known = dict(model.named_modules())
+    if named is not None and not named:
+        raise InputError("branches is empty: name the modules that end the residual branches, or leave it out")
     if named is not None:
         for name in named:
             if name not in known:
                 raise InputError(f"branches: the model has no module {name!r}")
-        return list(named)
+        return list(dict.fromkeys(named))
     try:
-        with evaluating(model):
-            graph = _Tracer().trace(model)
+        probe = copy.deepcopy(model).eval()  # tracing may leave its symbols in what a module keeps
+        given = inspect.signature(probe.forward).parameters.values()
+        defaults = {x.name: x.default for x in given if x.default is not x.empty}
+        graph = _Tracer().trace(probe, concrete_args=defaults)
     except Exception as error:
         why = " ".join(str(error).split())[:150]
         raise InputError(f"stochastic_depth: torch.fx cannot trace the model ({why}): name the modules that end its "
@@ -277,37 +288,54 @@ def _replaced(model: nn.Module, names: list[str], p: float, *, maps: bool) -> It
 
 def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Puts a module in the place of another, in its mode."""
-    path, _, child = name.rpartition(".")
-    module.train(model.get_submodule(name).training)
-    setattr(model.get_submodule(path), child, module)
+    old = model.get_submodule(name)
+    module.train(old.training)
+    for parent in list(model.modules()):  # which may hold it under several names
+        for key in [key for key, child in parent._modules.items() if child is old]:
+            setattr(parent, key, module)
 
 
 def _before(layer: nn.Module, noise: nn.Module) -> None:
     layer.add_module("noise_before", noise.train(layer.training))
-    layer.register_forward_pre_hook(_noise_before)
+    layer.register_forward_pre_hook(_noise_before, with_kwargs=True)
 
 
 def _after(layer: nn.Module, noise: nn.Module) -> None:
-    layer.add_module("noise_after", noise.train(layer.training))
-    layer.register_forward_hook(_noise_after)
+    if isinstance(layer, nn.Sequential):  # where a child is a link of the chain
+        layer.append(noise.train(layer.training))
+    elif "noise_after" in layer._modules:
+        layer.noise_after = noise.train(layer.training)
+    else:
+        layer.add_module("noise_after", noise.train(layer.training))
+        layer.register_forward_hook(_noise_after)
 
 
-def _move_noise(layer: nn.Module, wrapper: nn.Module) -> None:
-    """Gives the noise at a layer's ends to what wraps it, which uses its weights without calling it."""
-    for kept, hook, put in (
-        (layer._forward_pre_hooks, _noise_before, _before),
-        (layer._forward_hooks, _noise_after, _after),
-    ):
-        for key in [key for key, value in kept.items() if value is hook]:
-            del kept[key]
-            noise = layer.get_submodule(hook.__name__.removeprefix("_"))
-            delattr(layer, hook.__name__.removeprefix("_"))
-            put(wrapper, noise)
+@contextlib.contextmanager
+def _without_noise(layer: nn.Module) -> Iterator[None]:
+    """Takes the hooks of noise that was put in off a layer for a while."""
+    kept = [(hooks, dict(hooks)) for hooks in (layer._forward_pre_hooks, layer._forward_hooks)]
+    try:
+        for hooks, before in kept:
+            for key, hook in before.items():
+                if hook in (_noise_before, _noise_after):
+                    del hooks[key]
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)
 
 
-def _noise_before(layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return layer.noise_before(inputs[0]), *inputs[1:]  # type: ignore[operator]
+def _noise_before(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Any]:
+    noise = layer.get_submodule("noise_before")
+    if inputs:
+        return (noise(inputs[0]), *inputs[1:]), named
+    (name, x), *others = named.items()
+    return (), {name: noise(x), **dict(others)}
 
 
-def _noise_after(layer: nn.Module, _: Any, output: Tensor) -> Any:
-    return layer.noise_after(output)  # type: ignore[operator]
+def _noise_after(layer: nn.Module, _: Any, output: Any) -> Any:
+    if not isinstance(output, Tensor):
+        raise InputError(f"stochastic depth: a {type(layer).__name__} that ends a branch returns a "
+                         f"{type(output).__name__}: name a module whose output is a tensor, branches=[…]")  # fmt: skip
+    return layer.get_submodule("noise_after")(output)

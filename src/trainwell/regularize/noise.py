@@ -149,8 +149,10 @@ def sampling(model: nn.Module) -> Iterator[None]:
     """
     layers = [module for module in model.modules() if isinstance(module, Noise)]
     before = [layer._sampling for layer in layers]
+    fast = torch.backends.mha.get_fastpath_enabled()
     with evaluating(model):
         try:
+            torch.backends.mha.set_fastpath_enabled(False)  # which would leave out the dropout of attention's layers
             for layer in layers:
                 layer._sampling = True
             for module in model.modules():
@@ -158,6 +160,7 @@ def sampling(model: nn.Module) -> Iterator[None]:
                     module.training = True
             yield
         finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
             for layer, sampled in zip(layers, before, strict=True):
                 layer._sampling = sampled
 
