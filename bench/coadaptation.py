@@ -9,7 +9,6 @@ are means over seeds with Student's 95 % intervals, and paired differences. The 
 """
 
 import argparse
-import csv
 import statistics
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cross_entropy
 
 import trainwell as tw
+from rows import write
 from trainwell.models.mlp import MLP
 from trainwell.regularize import evaluating, keyed
 
@@ -89,10 +89,7 @@ def main() -> None:
         difference = [b - a for a, b in zip(first, second, strict=True)]
         print(f"  {figure:12}  {interval(first)}   {interval(second)}   {interval(difference)}")
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ times both, in an order drawn anew.
 """
 
 import argparse
-import csv
 import random
 import statistics
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from rows import write
 from trainwell.regularize import Dropout
 
 SHAPE = (64, 64, 32, 32)  # 4,194,304
@@ -73,10 +73,7 @@ def main() -> None:
                 for who, seconds in medians.items()
             ]
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ draws of the families called "tuned on"; "held out" are fresh draws, families an
 """
 
 import argparse
-import csv
 import itertools
 import math
 import time
@@ -27,6 +26,7 @@ from torch import nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 
 import trainwell as tw
+from rows import write
 from trainwell.optim.range_test import lr_range
 from trainwell.train.metrics import wilson_interval
 
@@ -359,10 +359,7 @@ def main() -> None:
     for case in list(cases())[:: 10 if options.quick else 1]:
         rows += measured(*case)
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(options.csv, rows)
     tell(rows)
     print(f"\ntrainwell {tw.__version__}, torch {torch.__version__}, {time.process_time() - began:.0f} s of one core")
 

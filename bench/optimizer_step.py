@@ -9,7 +9,6 @@ jitted function with donated buffers. The bandwidth of a copy of 25 million numb
 """
 
 import argparse
-import csv
 import os
 import random
 import statistics
@@ -18,6 +17,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from rows import write
 
 RULES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion")
 OPTIONS: dict[str, dict[str, float]] = {"SGD": {"momentum": 0.9}}
@@ -218,10 +219,7 @@ def main() -> None:
         part, whole = share_of_a_training_step("AdamW", threads)
         print(f"\nAdamW in a training step of resnet20, batch 128, {threads} threads: {part:.2f} of {whole:.1f} ms")
     if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write(options.csv, rows)
 
 
 if __name__ == "__main__":

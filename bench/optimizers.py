@@ -13,7 +13,8 @@ import csv
 import json
 from pathlib import Path
 
-from rate_decay import EVIDENCE, TASK, best_rates, seeds
+from evidence import TASK, arguments, run
+from rate_decay import best_rates
 
 # Rates to begin with, the middle of three.
 OPTIMIZERS = {
@@ -42,7 +43,7 @@ def best_rate(options: argparse.Namespace, tuning: Path, name: str, fields: str,
     """Returns the rate that does best on validation with one seed, and is at no edge of those that were tried."""
     tried = around(first)
     while True:
-        seeds(options, tuning, [f"{name}-{lr}: {fields} lr={lr}" for lr in tried], 1, val=2000)
+        run(options, tuning, [f"{name}-{lr}: {fields} lr={lr}" for lr in tried], seeds=1, val=2000)
         with tuning.open(newline="") as file:
             mine = {row["recipe"]: float(row["val_accuracy"]) for row in csv.DictReader(file)}
         best = max(tried, key=lambda lr: mine[f"{name}-{lr}"])
@@ -53,12 +54,7 @@ def best_rate(options: argparse.Namespace, tuning: Path, name: str, fields: str,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the folder of CIFAR-10's training images, a class a folder")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--folder", type=Path, default=EVIDENCE, help="where the rows are")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     rows, tuning = options.folder / "optimizers.csv", options.folder / "optimizers-rates.csv"
     rate = best_rates(options.folder / "optimizers-tuning.csv")["sgd", "cosine"]
     recipes = [f"sgd-{name}: optimizer=sgd schedule={name} lr={rate} {TASK}" for name in SCHEDULES]
@@ -69,7 +65,7 @@ def main() -> None:
         best = best_rate(options, tuning, name, fields, first)
         print(json.dumps({name: best}), flush=True)
         recipes.append(f"{name}: {fields} lr={best}")
-    seeds(options, rows, recipes, options.seeds, val=200)
+    run(options, rows, recipes, options.seeds)
 
 
 if __name__ == "__main__":

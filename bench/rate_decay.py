@@ -9,33 +9,18 @@ beyond it are tried, for all cells of that optimizer alike. Then each cell is ru
 runs end: stop it, and start it again at will. Those runs look at 200 validation images alone: nothing depends on them.
 """
 
-import argparse
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-EVIDENCE = HERE.parent / "docs" / "evidence"
+from evidence import TASK, arguments, run
+
 RATES = {"sgd": (0.1, 0.03, 0.3), "adam": (0.003, 0.001, 0.01)}
 BEYOND = {
     "sgd": {0.03: 0.01, 0.3: 1.0, 1.0: 3.0, 3.0: 10.0},
     "adam": {0.001: 0.0003, 0.01: 0.03, 0.03: 0.1, 0.1: 0.3},
 }
 CELLS = [(optimizer, schedule) for optimizer in RATES for schedule in ("constant", "step", "cosine")]
-TASK = "model=resnet8 epochs=40 batch_size=64 weight_decay=0.0 restore_best=false"
-
-
-def seeds(options: argparse.Namespace, rows: Path, recipes: list[str], count: int, val: int) -> None:
-    """Runs recipes by `seeds.py`, without those whose rows are there."""
-    split, limit = {"val": 0.04, "test": 0.4}, {"train": 4000, "val": val, "test": 20000}
-    subprocess.run(
-        [sys.executable, HERE / "seeds.py", options.source, "--same-split",
-         "--split", json.dumps(split), "--limit", json.dumps(limit),
-         "--jobs", str(options.jobs), "--csv", rows, "--seeds", str(count), *recipes],
-        check=True,
-    )  # fmt: skip
 
 
 def best_rates(rows: Path) -> dict[tuple[str, str], float]:
@@ -50,12 +35,7 @@ def best_rates(rows: Path) -> dict[tuple[str, str], float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the folder of CIFAR-10's training images, a class a folder")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--folder", type=Path, default=EVIDENCE, help="where the rows are")
-    options = parser.parse_args()
+    options = arguments(__doc__).parse_args()
     tuning, rows = options.folder / "optimizers-tuning.csv", options.folder / "optimizers.csv"
     rates = {optimizer: list(values) for optimizer, values in RATES.items()}
     while True:
@@ -64,7 +44,7 @@ def main() -> None:
             for optimizer, schedule in CELLS
             for lr in rates[optimizer]
         ]
-        seeds(options, tuning, tried, 1, val=2000)
+        run(options, tuning, tried, seeds=1, val=2000)
         best = best_rates(tuning)
         more = {(o, BEYOND[o][lr]) for (o, _), lr in best.items() if BEYOND[o].get(lr) not in (None, *rates[o])}
         if not more:
@@ -73,7 +53,7 @@ def main() -> None:
             rates[optimizer].append(lr)
     print("best rates:", best, flush=True)
     cells = [f"{o}-{s}: optimizer={o} schedule={s} lr={best[o, s]} {TASK}" for o, s in CELLS]
-    seeds(options, rows, cells, options.seeds, val=200)
+    run(options, rows, cells, options.seeds)
 
 
 if __name__ == "__main__":

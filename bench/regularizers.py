@@ -3,20 +3,12 @@
     python bench/regularizers.py cifar10/train [--jobs 2] [--budgets 1 3]
 
 The evidence task is `rate_decay.py`'s, with Adam and a cosine at the rate that was best there. Strengths are usual ones
-and were not tuned; the model without batch norm has a tenth of the rate, at which it learns. Run it from the
+and were not tuned, nor was the rate of the model without batch norm, a tenth of the others'. Run it from the
 repository's folder. Rows are appended as runs end: stop it, and start it again at will.
 """
 
-import argparse
-import json
-import subprocess
-import sys
-from pathlib import Path
+from evidence import EPOCHS, SETTINGS, arguments, run
 
-HERE = Path(__file__).parent
-ROWS = HERE.parent / "docs" / "evidence" / "regularizers.csv"
-TASK = "optimizer=adam schedule=cosine batch_size=64 weight_decay=0.0 restore_best=false"
-EPOCHS = 40
 TECHNIQUES = {
     "none": "lr=0.03 model=resnet8",
     "dropout": "lr=0.03 model=resnet8 drop_rate=0.3",
@@ -34,24 +26,16 @@ TECHNIQUES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", help="the folder of CIFAR-10's training images, a class a folder")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--seeds", type=int, default=10)
+    parser = arguments(__doc__)
     parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="in multiples of 40 epochs")
-    parser.add_argument("--rows", type=Path, default=ROWS)
-    parser.add_argument("--only", nargs="+", default=list(TECHNIQUES), choices=TECHNIQUES)
     options = parser.parse_args()
     for budget in options.budgets:
         more = "" if budget == 1 else f"-{budget}x"
-        recipes = [f"{name}{more}: {TECHNIQUES[name]} {TASK} epochs={EPOCHS * budget}" for name in options.only]
-        subprocess.run(
-            [sys.executable, HERE / "seeds.py", options.source, "--same-split",
-             "--split", json.dumps({"val": 0.04, "test": 0.4}),
-             "--limit", json.dumps({"train": 4000, "val": 200, "test": 20000}),
-             "--jobs", str(options.jobs), "--csv", options.rows, "--seeds", str(options.seeds), *recipes],
-            check=True,
-        )  # fmt: skip
+        recipes = [
+            f"{name}{more}: optimizer=adam schedule=cosine {fields} epochs={EPOCHS * budget} {SETTINGS}"
+            for name, fields in TECHNIQUES.items()
+        ]
+        run(options, options.folder / "regularizers.csv", recipes, options.seeds)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python docs/cards/pictures.py [CARD …]
 
-A function is called by its card, and draws its picture: here for optimizers and schedules, in `regularizers.py` for
-what regularises. On the same machine the files are the same to the byte.
+A function is called by its card, and draws its picture: here for optimizers and schedules, in
+`regularizer_pictures.py` for what regularises. On the same machine the files are the same to the byte.
 """
 
 import math
@@ -19,7 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 from torch.nn.functional import cross_entropy
 
-import regularizers
+import regularizer_pictures
 from drawing import (
     BLUE,
     GREEN,
@@ -514,7 +514,7 @@ PICTURES = {
     for function in (
         sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, adamax, nadam, radam, lion, muon, soap, groups,
         constant, step, exponential, inverse_time, cosine, linear, restarts, triangular, one_cycle, warmup, wsd,
-        plateau, lr_range, schedule_grid, *regularizers.PICTURES,
+        plateau, lr_range, schedule_grid, *regularizer_pictures.PICTURES,
     )
 }  # fmt: skip
 

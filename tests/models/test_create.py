@@ -75,6 +75,13 @@ def test_mlp_for_feature_vectors() -> None:
     assert net(torch.zeros(2, 13)).shape == (2, 3)
 
 
+def test_a_compiled_module_comes_back_where_no_noise_is_asked_for() -> None:
+    net = torch.compile(nn.Sequential(nn.Linear(4, 2)), backend="eager")
+    assert create(net, num_classes=2) is net
+    with pytest.raises(InputError, match=r"before torch\.compile; or leave it at 0"):
+        create(net, num_classes=2, drop_rate=0.1)
+
+
 def test_a_module_comes_back_as_it_is() -> None:
     net = nn.Linear(2, 3)
     assert create(net, num_classes=9) is net

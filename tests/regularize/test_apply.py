@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from trainwell.errors import InputError
-from trainwell.models import create
+from trainwell.models import resnet14
 from trainwell.regularize import (
     Change,
     DropConnect,
@@ -209,8 +209,7 @@ def test_places_for_a_path_to_be_dropped_are_used_as_timm_has_them():
 
 
 def test_our_own_models_are_as_if_made_so():
-    options = {"num_classes": 3, "in_chans": 2}
-    made, given = create("resnet14", **options), create("resnet14", **options, drop_rate=0.5, drop_path_rate=0.2)
+    made, given = (resnet14(num_classes=3, drop_rate=p, drop_path_rate=rate) for p, rate in ((0.0, 0.0), (0.5, 0.2)))
     apply(made, dropout=0.5, stochastic_depth=0.2)
     assert repr(made) == repr(given)
     assert sum(layer.p > 0 for layer in _noise(made).values()) == 6
@@ -287,8 +286,8 @@ def test_a_branch_that_is_a_chain_or_is_named_twice_has_one_noise():
         x = torch.randn(2000, 3)
         kept = (other[1].branch(x) != 0).any(1).double().mean()
         assert abs(kept - 0.5) < 0.06
-    apply(other, stochastic_depth=0.3, branches=["1.branch.2"])
-    assert len(_noise(other)) == 2
+        apply(other, stochastic_depth=0.3, branches=ends)
+        assert [layer.p for layer in _noise(other).values()] == [0.0, 0.3]
     with pytest.raises(InputError, match="branches is empty"):
         apply(model, stochastic_depth=0.5, branches=[])
 
@@ -309,6 +308,7 @@ def test_a_compiled_model_is_refused():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
     with pytest.raises(InputError, match="before torch.compile"):
         apply(torch.compile(model, backend="eager"), dropout=0.5)
+    assert apply(torch.compile(model, backend="eager")) == []
     model.compile(backend="eager")
     with pytest.raises(InputError, match="before torch.compile"):
         apply(model, dropout=0.5)

@@ -105,8 +105,9 @@ class Batch:
             decay = _own(group["weight_decay"], member)
         shrink = 1 - _own(group["lr"], member) * decay if decay and group.get("decoupled_weight_decay") else None
 
-        optimizer._check_penalties(group)  # they may have been written in by hand, or loaded
         l1, l2 = (_own(group[name], member) for name in ("l1", "l2"))
+        if l1 or l2:
+            optimizer._check_penalties(group)  # they may have been written in by hand, or loaded
 
         def rule(p: Any, g: Any, *state: Any, **numbers: Any) -> Any:
             if group["maximize"]:

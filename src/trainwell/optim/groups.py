@@ -16,8 +16,8 @@ def no_decay_groups(
     """Splits a model's parameters into a group with weight decay and one without.
 
     Decay is for weights that multiply inputs. Left without are biases (parameters called `bias`), the parameters of
-    norm layers, and whatever has fewer than two dimensions: scales, slopes, temperatures. Decaying those limits what
-    the network can express and regularises nothing.
+    norm layers, and whatever has fewer than two dimensions, or is a `(c, 1, 1)`: scales, slopes, temperatures. Decaying
+    those limits what the network can express and regularises nothing.
 
     Frozen parameters (`requires_grad=False`) are left out, shared ones are there once, and both groups keep the order
     of `model.named_parameters()`.

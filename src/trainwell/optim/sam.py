@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwell.errors import InputError
+from trainwell.optim.unchanged import is_expanded
 
 
 class SAM:
@@ -15,7 +16,7 @@ class SAM:
     `w' = w + rho * g / |g|`, with the gradient `g` of all parameters, and the step from `w` is along the gradient at
     `w'`: Foret, Kleiner, Mobahi and Neyshabur, *Sharpness-aware minimization for efficiently improving generalization*
     (ICLR 2021), algorithm 1 and equation 2. `adaptive` measures the distance by the weights' own sizes,
-    `w' = w + rho * w² g / |w g|`: Kwon, Kim, Park and Choi, *ASAM* (ICML 2021), equation 9, without their `eta`.
+    `w' = w + rho * w² g / |w g|`: Kwon, Kim, Park and Choi, *ASAM* (ICML 2021), without their `eta`.
 
     It costs a second pass forward and backward a step, and one copy of the weights.
 
@@ -92,12 +93,11 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
         (module, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module.named_buffers(recurse=False)
+        if not is_expanded(buffer)
     ]
     try:
         yield
     finally:
         with torch.no_grad():
             for module, name, buffer, values in before:
-                if not torch.equal(buffer, values):  # some, such as expanded ones, cannot be written to
-                    buffer.copy_(values)
-                setattr(module, name, buffer)
+                setattr(module, name, buffer.copy_(values))

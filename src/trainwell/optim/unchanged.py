@@ -83,7 +83,7 @@ class _Before:
 
     def _tensor(self, tensor: torch.Tensor) -> Callable[[], object]:
         """Returns what puts a tensor's values, gradient and flag back."""
-        values = None if _is_expanded(tensor) else tensor.detach().clone()
+        values = None if is_expanded(tensor) else tensor.detach().clone()
         wanted, gradient = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
         if tensor.is_leaf:
             self.leaves.append(tensor)
@@ -99,7 +99,7 @@ class _Before:
         return restore
 
 
-def _is_expanded(tensor: torch.Tensor) -> bool:
+def is_expanded(tensor: torch.Tensor) -> bool:
     """Says whether one place in memory stands for several values; torch never writes to such a tensor."""
     return tensor.layout is torch.strided and any(
         stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)

@@ -14,7 +14,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from trainwell.errors import InputError
 from trainwell.regularize.depth import StochasticDepth, depth_rates
-from trainwell.regularize.dropconnect import DropConnect, refuse_other_than_plain
+from trainwell.regularize.dropconnect import DropConnect
 from trainwell.regularize.dropout import Dropout, check_fraction
 from trainwell.regularize.noise import Noise
 
@@ -90,8 +90,6 @@ def apply(
     ):
         if fraction is not None:
             check_fraction(fraction, below_1=below_1)
-    if any(module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules()):
-        raise InputError("the model is compiled, and would go on without the noise: apply it before torch.compile")
     plans: list[Iterator[Change]] = []
     if dropconnect is not None:  # before what is then called by its wrapper
         plans.append(_dropconnect(model, dropconnect))
@@ -101,6 +99,9 @@ def apply(
         plans.append(_feature_dropout(model, feature_dropout))
     if stochastic_depth is not None:
         plans.append(_stochastic_depth(model, stochastic_depth, branches))
+    compiled = (module._compiled_call_impl is not None or hasattr(module, "_orig_mod") for module in model.modules())
+    if plans and any(compiled):
+        raise InputError("the model is compiled, and would go on without the noise: apply it before torch.compile")
     for plan in plans:
         next(plan)  # finds the places, and refuses if there are none
     return [change for plan in plans for change in plan]
@@ -141,17 +142,16 @@ def _dropconnect(model: nn.Module, p: float) -> Iterator[Change]:
     if last:
         layer = model.get_submodule(last)
         with _without_noise(layer):
-            refuse_other_than_plain(layer)
+            wrapper = DropConnect(layer, p)
     yield _FOUND
     for name, module in there:
         module.p = p
         yield Change(name, f"DropConnect {p}")
     if not there:
-        with _without_noise(layer):
-            _put(model, last, DropConnect(layer, p))
+        _put(model, last, wrapper)
         for key, put in (("noise_before", _before), ("noise_after", _after)):
             if key in layer._modules:
-                put(model.get_submodule(last), layer.get_submodule(key))
+                put(wrapper, layer.get_submodule(key))
         yield Change(last, f"DropConnect {p}")
 
 
@@ -302,6 +302,8 @@ def _before(layer: nn.Module, noise: nn.Module) -> None:
 
 def _after(layer: nn.Module, noise: nn.Module) -> None:
     if isinstance(layer, nn.Sequential):  # where a child is a link of the chain
+        if isinstance(layer[-1], StochasticDepth):
+            layer.pop(-1)
         layer.append(noise.train(layer.training))
     elif "noise_after" in layer._modules:
         layer.noise_after = noise.train(layer.training)

@@ -52,7 +52,7 @@ class DropConnect(Noise):
     ) -> None:
         super().__init__()
         check_fraction(p, below_1=True)
-        refuse_other_than_plain(layer)
+        _refuse_other_than_plain(layer)
         if scaling not in ("inverted", "classic"):
             raise InputError(f"scaling is {scaling!r}: it is inverted or classic")
         self.p, self.scaling = p, scaling
@@ -115,7 +115,7 @@ class DropConnect(Noise):
         return convolve(x, weight, bias, own.stride, padding, own.dilation, rows * own.groups)
 
 
-def refuse_other_than_plain(layer: nn.Module) -> None:
+def _refuse_other_than_plain(layer: nn.Module) -> None:
     """Refuses a layer that computes something else than a linear or convolutional one of torch's."""
     if type(layer) not in _KINDS:
         raise InputError(f"DropConnect is for linear and convolutional layers, not for a {type(layer).__name__}")
