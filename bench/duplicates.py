@@ -24,7 +24,7 @@ from sklearn.datasets import load_digits
 import trainwell as tw
 from trainwell.data import duplicates
 from trainwell.data.decode import decode
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 SHORT_SIDE = 256
 Change = Callable[[Image.Image, np.random.Generator], Image.Image]

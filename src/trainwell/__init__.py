@@ -7,7 +7,7 @@ from trainwell._lazy import attributes
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trainwell import data, ensemble, errors, lab, models, optim, random, regularize, train
+    from trainwell import augment, data, ensemble, errors, lab, models, optim, random, regularize, train
     from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
@@ -19,6 +19,7 @@ __all__ = [
     "InputError",
     "Recipe",
     "Run",
+    "augment",
     "data",
     "dry_run",
     "ensemble",
@@ -41,7 +42,9 @@ __getattr__ = attributes(
     {
         **{
             package: package
-            for package in ("data", "ensemble", "errors", "lab", "models", "optim", "random", "regularize", "train")
+            for package in (
+                "augment", "data", "ensemble", "errors", "lab", "models", "optim", "random", "regularize", "train",
+            )  # fmt: skip
         },
         "InputError": "errors",
         "Recipe": "train.recipe",

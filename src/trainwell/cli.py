@@ -200,6 +200,10 @@ class Predict:
     probabilities: bool = False
     """print the probability of every class"""
 
+    average: str = ""
+    """views of each image that probabilities are averaged over: flips, shifts, ten-crop, multi-scale, samples:8 (draws
+    of the training's augmentation), or several of them, as in ten-crop,samples:8"""
+
     model: str | None = None
     """the run's package.module:function again, where its model is code of yours"""
 
@@ -209,7 +213,7 @@ class Predict:
 
         if not self.images:
             raise InputError("give image files or folders: trainwell predict runs/first new/*.jpg")
-        predictions = Run(self.run, self.model).predict(list(self.images))
+        predictions = Run(self.run, self.model).predict(list(self.images), average=self.average)
         if self.format == "json":
             print(json.dumps(_rows(predictions, self.probabilities), indent=2, ensure_ascii=False))
         else:

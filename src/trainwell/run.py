@@ -1,6 +1,7 @@
 """A run on disk: its result, its model, its predictions."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,13 +11,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import nn
 
 from trainwell import models
+from trainwell.augment import Augment, View, parse
+from trainwell.augment import average as views_of
 from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
-from trainwell.data.images import Images
+from trainwell.images import Images
+from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, is_out_of_memory
 from trainwell.train import hardware, history
 from trainwell.train.evaluate import outputs_of
@@ -183,13 +188,16 @@ class Run:
             raise InputError(f"{path} does not fit the model {about['name']} ({reason})") from None
         return module.eval()
 
-    def predict(self, inputs: Any, batch_size: int = 64) -> Predictions:
+    def predict(self, inputs: Any, batch_size: int = 64, average: str = "") -> Predictions:
         """Returns the model's predictions.
 
         Args:
             inputs: an image file, a folder, or several of them; or an array or tensor: uint8 images of shape
                 `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)`, or features of shape `(n, …)`.
             batch_size: how many pass through the model at once.
+            average: views of each image that probabilities are averaged over, such as `flips`, `shifts`, `ten-crop`,
+                `multi-scale` or `samples:8`, some draws of the augmentation of training; separated by commas for all of
+                them together. By default the image's centre as it is.
 
         Raises:
             InputError: there is nothing that can be read, or it is of another kind than the model was trained on.
@@ -197,12 +205,12 @@ class Run:
         if isinstance(inputs, str | Path):
             inputs = [inputs]
         if isinstance(inputs, Sequence) and inputs and all(isinstance(item, str | Path) for item in inputs):
-            return self._predict_files([Path(item) for item in inputs], batch_size)
+            return self._predict_files([Path(item) for item in inputs], batch_size, average)
         array = as_array(inputs, "inputs")
         if not len(array):
             raise InputError("there is nothing to predict: the inputs are empty")
         names = tuple(str(number) for number in range(len(array)))
-        outputs = self._outputs(self._as_samples(array), batch_size)
+        outputs = self._outputs(self._as_samples(array), batch_size, average)
         return Predictions(names, outputs, self.classes, task=self.info["task"])
 
     def report(self) -> Path:
@@ -224,7 +232,7 @@ class Run:
             raise InputError("the samples hold values that are not finite (NaN or infinite)")
         return array.astype(np.float32)
 
-    def _predict_files(self, paths: Sequence[Path], batch_size: int) -> Predictions:
+    def _predict_files(self, paths: Sequence[Path], batch_size: int, average: str) -> Predictions:
         from trainwell.data.decode import decode
 
         if self.info["model"]["in_chans"] is None:
@@ -246,13 +254,15 @@ class Run:
                 decoded.append(_in_grey(image) if self.info["model"]["in_chans"] == 1 else image)
                 names.append(str(file))
             if decoded:
-                outputs.append(self._outputs(Images.from_list(decoded), batch_size))
+                outputs.append(self._outputs(Images.from_list(decoded), batch_size, average))
         if not outputs:
             reasons = "; ".join(f"{item.path}: {item.reason}" for item in skipped[:3])
             raise InputError(f"no image could be read{' (' + reasons + ')' if reasons else ''}")
         return Predictions(tuple(names), np.concatenate(outputs), self.classes, tuple(skipped), self.info["task"])
 
-    def _outputs(self, samples: Images | npt.NDArray[np.float32], batch_size: int) -> npt.NDArray[np.float32]:
+    def _outputs(
+        self, samples: Images | npt.NDArray[np.float32], batch_size: int, average: str
+    ) -> npt.NDArray[np.float32]:
         about = self.info["model"]
         images = isinstance(samples, Images)
         try:
@@ -260,13 +270,24 @@ class Run:
         except InputError:  # it was trained on a device that is not here
             device = hardware.choose(dataclasses.replace(self.recipe, device="auto"), images)
         size = tuple(about["size"]) if images else None
+        views = self._views(average, size)
         nothing = np.zeros(len(samples), np.float32 if self.info["task"] == "regression" else np.int64)
         batches = Batches(
-            Part(samples, nothing, np.arange(len(samples))), batch_size, size=size,
+            Part(samples, nothing, np.arange(len(samples))), batch_size, size=size, augment=Augment(),
             mean=self.info["mean"], std=self.info["std"], channels_last=device.channels_last, device=device.device,
         )  # fmt: skip
         try:
-            outputs, _ = outputs_of(self.model.to(device.device), batches, device.autocast())
+            model = self.model.to(device.device)
+            if views:
+                with device.autocast():
+                    crops = [functools.partial(_seen, batches, view) for view in views]
+                    rows = torch.arange(len(samples))
+                    averaged = marginalize(
+                        model, rows, crops=crops, batch_size=batch_size, probabilities=self._probabilities
+                    )
+                outputs = averaged.probabilities.float()
+            else:
+                outputs = self._probabilities(outputs_of(model, batches, device.autocast())[0])
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -276,10 +297,30 @@ class Run:
             ) from error
         finally:
             self.model.to("cpu")
-        task = self.info["task"]
-        if task != "regression":
-            outputs = outputs.softmax(1) if task == "classification" else outputs.sigmoid()
         return outputs.cpu().numpy()
+
+    def _probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
+        """Returns what is averaged: probabilities, or the outputs themselves where they are values."""
+        task = self.info["task"]
+        return outputs if task == "regression" else outputs.softmax(1) if task == "classification" else outputs.sigmoid()
+
+    def _views(self, average: str, size: tuple[int, int] | None) -> list[View]:
+        if not average:
+            return []
+        if size is None:
+            raise InputError("average is for images, and the model was trained on features")
+        # Without the colours' components, which belong to the training set, and with nothing wiped out.
+        trained = dataclasses.replace(parse(self.recipe.augment.replace("auto", "none")), pca=0.0, erase=0.0, cutout=0.0)
+        if "samples" in average and trained == trained.off():
+            raise InputError(f"{self.path} was trained without augmentation, of which there are no samples")
+        return views_of(average, trained, min(size))
+
+
+def _seen(batches: Batches, view: View, rows: torch.Tensor) -> torch.Tensor:
+    """Returns a view of some images, as a model's batch."""
+    images, size, numbers = batches.part.inputs, batches.size, rows.numpy()
+    assert isinstance(images, Images) and size is not None
+    return batches.images(numbers, view.at(images.shapes[numbers], size)).to(batches.device)
 
 
 def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

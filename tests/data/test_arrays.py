@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainwell.data.images import Images
+from trainwell.images import Images
 from trainwell.data.sources import load
 from trainwell.errors import InputError
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from trainwell.data import Batches, Images, Part, statistics
-from trainwell.data.warp import centre_crop
+from trainwell.augment.warp import centre_crop
 from trainwell.random import uniform
 
 RNG = np.random.default_rng(0)

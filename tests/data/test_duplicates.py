@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 
 from trainwell.data import duplicates
 from trainwell.data.duplicates import clusters, find
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 
 def picture(seed, height=96, width=128):

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits, load_sample_images
 
 from trainwell.data import odd
 from trainwell.data.decode import decode
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 RNG = np.random.default_rng(0)
 

@@ -7,10 +7,10 @@ from trainwell._lazy import attributes
 if TYPE_CHECKING:
     from trainwell.data.batches import Batches, statistics
     from trainwell.data.dataset import Data, Part, Skipped
-    from trainwell.data.images import Images
     from trainwell.data.keyed import Keyed
     from trainwell.data.sampler import KeyedSampler
     from trainwell.data.sources import load
+    from trainwell.images import Images
 
 __all__ = ["Batches", "Data", "Images", "Keyed", "KeyedSampler", "Part", "Skipped", "load", "statistics"]
 
@@ -23,7 +23,7 @@ __getattr__ = attributes(
         "Data": "dataset",
         "Part": "dataset",
         "Skipped": "dataset",
-        "Images": "images",
+        "Images": "dataset",
         "Keyed": "keyed",
         "KeyedSampler": "sampler",
         "load": "sources",

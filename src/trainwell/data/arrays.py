@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from trainwell.data.dataset import Samples
 from trainwell.data.folder import PARTS
-from trainwell.data.images import Images
+from trainwell.images import Images
 from trainwell.errors import InputError, nearest
 
 Array = npt.NDArray[Any]

@@ -1,6 +1,7 @@
 """Batches as a function of where they stand: seed, epoch, number."""
 
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,13 @@ import numpy.typing as npt
 import torch
 
 from trainwell import random
+from trainwell.augment.augment import Augment, Params
+from trainwell.augment.warp import warp
 from trainwell.data import order
 from trainwell.data.dataset import Part
-from trainwell.data.images import Images
-from trainwell.data.warp import Maps, centre_crop, warp
+from trainwell.images import Images
 
 _PIECE = 4_096  # samples looked at in one go
-
-Views = Callable[[npt.NDArray[np.uint64], npt.NDArray[np.int32], tuple[int, int]], Maps]
 
 
 def statistics(part: Part, most: int = 2_000) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -59,10 +59,6 @@ def _along_columns(ndim: int) -> tuple[int, ...]:
     return (1, -1) + (1,) * (ndim - 2)
 
 
-def _centre(_: npt.NDArray[np.uint64], shapes: npt.NDArray[np.int32], size: tuple[int, int]) -> Maps:
-    return centre_crop(shapes, size)
-
-
 class Batches:
     """The batches of a part, any of which can be had at any time: `batch(epoch, number)`.
 
@@ -78,9 +74,9 @@ class Batches:
         shuffle: in a new order each epoch, else in the order of the part.
         balanced: shuffled so that each class comes equally often, samples of small classes several times an epoch.
         drop_last: leave out what does not fill a batch (unless it is all there is).
-        seed: of order and views.
-        views: what part of each image is seen: a function of one random key an image, the images' shapes and `size`,
-            that returns affine maps (see `trainwell.data.warp`). By default the centre.
+        seed: of the order, and of what is done to the samples.
+        augment: how images are changed, each in each epoch differently; by default their centre is taken as it is. Its
+            own size and normalisation count nothing here.
         channels_last: lay image batches out in memory as NHWC.
         device: where the batches are put.
 
@@ -103,7 +99,7 @@ class Batches:
         balanced: bool = False,
         drop_last: bool = False,
         seed: int = 0,
-        views: Views | None = None,
+        augment: Augment | None = None,
         channels_last: bool = False,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -115,11 +111,13 @@ class Batches:
         self._labels = part.targets[part.indices] if balanced else None
         self._balanced: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None  # the last order of that kind
         self.batch_size = min(batch_size, len(part))
-        self.drop_last, self.views = drop_last, views or _centre
+        self.drop_last = drop_last
         self.channels_last, self.device = channels_last, torch.device(device)
         if mean is None or std is None:
             mean, std = statistics(part)
         self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
+        normalised = {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
+        self.augment = dataclasses.replace(augment or Augment(padding_mode="border"), **normalised)
         self.size = None
         if isinstance(part.inputs, Images):
             self.size = size or part.inputs.size
@@ -158,7 +156,7 @@ class Batches:
         if not 0 <= number < len(self):
             raise IndexError(f"an epoch has {len(self)} batches; there is no number {number}")
         rows = self.rows(epoch, number)
-        inputs = self._inputs(rows, random.keys(random.key(self.seed, "views", epoch), rows))
+        inputs = self._inputs(rows, random.keys(random.key(self.seed, "augment", epoch), rows))
         targets = torch.from_numpy(self.part.targets[rows])
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
@@ -168,14 +166,23 @@ class Batches:
             yield self.batch(epoch, number)
 
     def _inputs(self, rows: npt.NDArray[np.int64], row_keys: npt.NDArray[np.uint64]) -> torch.Tensor:
-        if isinstance(self.part.inputs, Images):
-            images, size = self.part.inputs, self.size
-            assert size is not None
-            maps = self.views(row_keys, images.shapes[rows], size)
-            scale, shift = 1 / (255 * self.std[None]), (-self.mean / self.std)[None]
-            return warp(images, rows, maps, scale, shift, size, channels_last=self.channels_last)
+        if self.size is not None:
+            return self.images(rows, self.augment.params(row_keys, self.size))
         values: npt.NDArray[Any] = self.part.inputs[rows]
         spread = _along_columns(values.ndim)
         return torch.from_numpy(
             ((values - self.mean.reshape(spread)) / self.std.reshape(spread)).astype(np.float32, copy=False)
         )
+
+    def images(self, rows: npt.NDArray[np.int64], params: Params) -> torch.Tensor:
+        """Returns images as they are batched, with something done to each; on the CPU.
+
+        Args:
+            rows: which of the part's inputs.
+            params: what is done to them.
+        """
+        images, size = self.part.inputs, self.size
+        assert isinstance(images, Images) and size is not None
+        views = self.augment.views(params, images.shapes[rows], size, len(self.mean), 1 / 255)
+        padding = self.augment.padding_mode
+        return warp(images, views, size, rows=rows, padding_mode=padding, channels_last=self.channels_last)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import numpy.typing as npt
 import torch
 
 from trainwell import progress, random
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 _MOST = 100_000  # images; above, comparing all with all would take minutes
 _SMALLEST = 12  # pixels of the short side; below, different pictures look alike

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell.data import duplicates, odd
-from trainwell.data.images import Images
+from trainwell.images import Images
 from trainwell.files import write_json
 
 _FORMAT = 1  # to be raised whenever a look would find something else

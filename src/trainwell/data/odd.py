@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from trainwell.data.images import Images
+from trainwell.images import Images
 
 _LINES = 32  # rows (and columns) that are looked at in an image
 _FLAT = 0.25  # of the neighbouring values in a flat image so many differ at most; in a photograph most do

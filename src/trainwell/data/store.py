@@ -20,7 +20,7 @@ import numpy.typing as npt
 from trainwell import progress
 from trainwell.data.dataset import Skipped
 from trainwell.data.folder import File
-from trainwell.data.images import Images
+from trainwell.images import Images
 from trainwell.errors import InputError
 from trainwell.files import cache_folder, new_directory, remove_partials
 

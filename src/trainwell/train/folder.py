@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import io
 import itertools
 import shlex
 from collections.abc import Iterator
@@ -11,9 +12,12 @@ from typing import Any
 import torch
 
 import trainwell
+from trainwell.augment import pictures
+from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
 from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials, write_atomically, write_json
+from trainwell.images import Images
 from trainwell.train import hardware
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Trainer
@@ -22,7 +26,7 @@ from trainwell.train.recipe import Recipe
 
 _LOCK = ".lock"
 # What a run consists of. Until run.json is there, which is written last, it is none and cannot be resumed.
-_BEFORE = ("checkpoints", "recipe.toml", "split.safetensors")
+_BEFORE = ("checkpoints", "recipe.toml", "split.safetensors", "augmentation.png")
 _AFTER = ("folds", "history.jsonl", "result.json", "model.safetensors", "evaluation.safetensors", "mistakes.json",
           "mistakes.safetensors", "report.html")  # fmt: skip
 
@@ -163,7 +167,18 @@ def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], cus
     rows = {name: torch.from_numpy(part.indices) for name, part in data.parts.items()}
     write_atomically(folder / "split.safetensors", save(rows))
     trainer.recipe.save(folder / "recipe.toml")
+    if trainer.recipe.augment != "none":
+        write_atomically(folder / "augmentation.png", _pictures(trainer.train))
     write_json(folder / "run.json", info)
+
+
+def _pictures(batches: Batches) -> bytes:
+    """Returns a sheet, as PNG, of what augmentation does to the first image of the training part and to another."""
+    assert isinstance(batches.part.inputs, Images)
+    rows = batches.part.indices[[0, len(batches.part) // 2]]
+    buffer = io.BytesIO()
+    pictures(batches.augment, batches.part.inputs, rows, batches.seed).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def how_to_resume(folder: Path, source: str, model: str, custom: Custom) -> str:

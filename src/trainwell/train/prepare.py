@@ -14,10 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
-from trainwell.data.images import Images
+from trainwell.images import Images
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
 from trainwell.regularize import Noise, evaluating, mixed_loss
-from trainwell.train import hardware, losses
+from trainwell.train import augmentation, hardware, losses
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
@@ -74,7 +74,14 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     images = data.images
     if recipe.cutmix and images is None:
         raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
+    if recipe.augment not in ("auto", "none") and images is None:
+        raise InputError(f"augment={recipe.augment!r} changes images: leave it at 'auto' for feature vectors")
     size = images.size if images is not None else None
+    if recipe.augment == "auto":
+        augment, why = augmentation.chosen(data.task, data.classes, images is not None)
+        recipe = dataclasses.replace(recipe, augment=augment)
+        if why:
+            say(why)
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
     if images is not None and recipe.img_size is not None:
         size = (recipe.img_size, recipe.img_size)
@@ -96,7 +103,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
         )
         train = batches(
             data.train, recipe.batch_size * recipe.grad_accum_steps, shuffle=True, drop_last=True, seed=recipe.seed,
-            balanced=recipe.sampling == "balanced",
+            balanced=recipe.sampling == "balanced", augment=augmentation.of_part(recipe.augment, data.train),
         )  # fmt: skip
         trainer = functools.partial(
             Trainer,
@@ -116,6 +123,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
             f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
         )
+        if recipe.augment != "none":
+            say(f"augmentation: {recipe.augment}, another for each image in each epoch")
         if noise := _noise_of(model):
             say(f"noise in training: {noise}")
         if recipe.minutes is not None:

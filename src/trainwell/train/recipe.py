@@ -23,6 +23,7 @@ SCHEDULES = (
     "cosine", "constant", "linear", "step", "exponential", "inverse_time", "restarts", "triangular", "one_cycle", "wsd",
     "plateau",
 )  # fmt: skip
+AUGMENTS = ("auto", "none", "light", "standard", "strong")
 OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
 
@@ -96,6 +97,10 @@ class Recipe:
     warmup: float = 0.05
     """the fraction of all steps in which the rate rises to its highest"""
 
+    augment: str = "auto"
+    """how images are changed in training: none, light, standard, strong, or with other amounts, as standard(rotate=5);
+    auto is standard, without flips for digits and letters, and none for regression"""
+
     label_smoothing: float = 0.0
     """the share of each target that is spread over all classes"""
 
@@ -153,10 +158,16 @@ class Recipe:
     def __post_init__(self) -> None:
         if callable(self.schedule):
             object.__setattr__(self, "schedule", repr(self.schedule))
+        if not isinstance(self.augment, str) and type(self.augment).__name__ == "Augment":
+            object.__setattr__(self, "augment", repr(self.augment))
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
         if self.schedule not in SCHEDULES:
             _check_written_out(self.schedule, self.lr)
+        if self.augment not in AUGMENTS:
+            from trainwell.augment import parse  # torch comes with it, and is not needed to read a recipe
+
+            parse(self.augment)
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
             "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "drop_path_rate": 0,

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from trainwell.data import Images
-from trainwell.data.warp import _compiled, centre_crop, warp
+from trainwell.augment.warp import _compiled, centre_crop, warp
 from trainwell.errors import InputError
 
 RNG = np.random.default_rng(0)

@@ -1,0 +1,44 @@
+"""Augmentation of images: any mix of distortions and colours in one pass, in training and averaged at test."""
+
+from typing import TYPE_CHECKING
+
+from trainwell._lazy import attributes
+
+if TYPE_CHECKING:
+    from trainwell.augment.augment import Augment, Params
+    from trainwell.augment.colour import Components, principal_components
+    from trainwell.augment.crops import View, average, flips, multi_scale, samples, shifts, ten_crop
+    from trainwell.augment.sheet import pictures
+    from trainwell.augment.presets import PRESETS, light, none, parse, standard, strong
+
+__all__ = [
+    "PRESETS",
+    "Augment",
+    "Components",
+    "Params",
+    "View",
+    "average",
+    "flips",
+    "light",
+    "multi_scale",
+    "none",
+    "parse",
+    "pictures",
+    "principal_components",
+    "samples",
+    "shifts",
+    "standard",
+    "strong",
+    "ten_crop",
+]
+
+__getattr__ = attributes(
+    __name__,
+    {
+        **dict.fromkeys(("Augment", "Params"), "augment"),
+        **dict.fromkeys(("Components", "principal_components"), "colour"),
+        **dict.fromkeys(("View", "average", "flips", "multi_scale", "samples", "shifts", "ten_crop"), "crops"),
+        "pictures": "sheet",
+        **dict.fromkeys(("PRESETS", "light", "none", "parse", "standard", "strong"), "presets"),
+    },
+)

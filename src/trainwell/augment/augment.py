@@ -1,0 +1,294 @@
+"""Random changes of images that leave what they show as it is: drawn for each image, made in one pass."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from trainwell import random
+from trainwell.augment import colour, erase, geometry
+from trainwell.augment.colour import Components
+from trainwell.augment.warp import PADDINGS, Padding, Views, warp
+from trainwell.errors import InputError
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Params:
+    """What is done to each image of a batch, `n` of them, or 1 where all are treated alike.
+
+    Attributes:
+        flip: 1 for left and right exchanged, else 0.
+        flip_vertical: likewise for top and bottom.
+        scale: how many times as large as when the image just covers the batch's.
+        position: which part is seen, across and down: from -1, left and top, to 1; `(n, 2)`.
+        translate: to the right and down, in parts of the sides, `(n, 2)`.
+        rotate: degrees counter-clockwise.
+        stretch: how many times as wide, for the height.
+        shear: degrees by which uprights lean to the right.
+        lens: by which part of its distance from the centre a corner reads further out.
+        brightness: what all is multiplied with.
+        contrast: what the distance from the image's mean grey is multiplied with.
+        saturation: what the distance from each pixel's own grey is multiplied with.
+        hue: degrees by which colours are turned about grey.
+        pca: the alphas of the colours' components, `(n, 3)`.
+        boxes: top, left, bottom and right of what is wiped out, in parts of the sides, `(n, k, 4)`.
+    """
+
+    flip: Floats = field(default_factory=lambda: np.zeros(1))
+    flip_vertical: Floats = field(default_factory=lambda: np.zeros(1))
+    scale: Floats = field(default_factory=lambda: np.ones(1))
+    position: Floats = field(default_factory=lambda: np.zeros((1, 2)))
+    translate: Floats = field(default_factory=lambda: np.zeros((1, 2)))
+    rotate: Floats = field(default_factory=lambda: np.zeros(1))
+    stretch: Floats = field(default_factory=lambda: np.ones(1))
+    shear: Floats = field(default_factory=lambda: np.zeros(1))
+    lens: Floats = field(default_factory=lambda: np.zeros(1))
+    brightness: Floats = field(default_factory=lambda: np.ones(1))
+    contrast: Floats = field(default_factory=lambda: np.ones(1))
+    saturation: Floats = field(default_factory=lambda: np.ones(1))
+    hue: Floats = field(default_factory=lambda: np.zeros(1))
+    pca: Floats = field(default_factory=lambda: np.zeros((1, 3)))
+    boxes: Floats = field(default_factory=lambda: np.zeros((1, 0, 4)))
+
+    def __len__(self) -> int:
+        """How many images they are for; 1 for any number."""
+        return max(len(value) for value in vars(self).values())
+
+    def __getitem__(self, rows: Any) -> "Params":
+        """Returns what is done to some of the images: a slice, or numbers of rows."""
+        rows = [rows] if isinstance(rows, int) else rows
+        return Params(**{name: value if len(value) == 1 else value[rows] for name, value in vars(self).items()})
+
+
+_UNIFORM = {  # how many draws each takes, in this order; to be added to at the end, or else all others change
+    "flip": 1, "flip_vertical": 1, "scale": 1, "crop": 2, "translate": 2, "rotate": 1, "stretch": 1, "shear": 1,
+    "lens": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 1, "pca": 6, "erase": 5, "cutout": 2,
+}  # fmt: skip
+_MOST = {
+    "flip": 1, "flip_vertical": 1, "crop": 1, "rotate": 180, "shear": 60, "lens": 0.33, "brightness": 1, "contrast": 1,
+    "saturation": 1, "hue": 180, "erase": 1, "cutout": 2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Draws a change for each image of a batch and makes them all in one pass over uint8 or float images.
+
+    Each amount is 0 for off, and its draws are spread evenly over its range, apart from `pca`'s, which are normal. All
+    geometry becomes one map, so that pixels are interpolated once, and are averaged where the image shrinks; colours are
+    one matrix, not cut off at black and white.
+
+    A call takes images uint8, or float32 from 0 to 1, `(n, c, h, w)`, of any number of channels, on any device, and
+    returns `(n, c, *size)`. On the CPU that is a compiled pass where numba is installed and there are 1 or 3 channels,
+    else tensor operations.
+
+    Attributes:
+        flip: how often left and right are exchanged.
+        flip_vertical: how often top and bottom are.
+        crop: how far the part that is seen may be from the image's centre: 0 the centre, 1 up to the border.
+        scale: by how much of itself the image is larger or smaller, or the range itself: ResNet's short side of 256 to
+            480 pixels for a crop of 224 is `scale=(256 / 224, 480 / 224), crop=1`.
+        translate: how far it is moved across and down, in parts of the sides.
+        rotate: degrees, either way.
+        stretch: how much wider, or higher: 0.1 is up to 1.1 times as wide for its height, or the other way round.
+        shear: degrees by which uprights lean, either way.
+        lens: how far corners bulge in or out, in parts of their distance from the centre, up to 0.33.
+        brightness: by how much of itself all becomes brighter or darker.
+        contrast: by how much of itself the distance from the image's mean grey grows or shrinks.
+        saturation: by how much of itself the distance of each colour from its own grey does.
+        hue: degrees by which colours are turned about grey, either way.
+        pca: standard deviation of the alphas that the principal components of the colours are added with, times their
+            variances; AlexNet's is 0.1. Needs `components`.
+        erase: how often a box of random size and shape is wiped out (set to 0, after normalisation).
+        cutout: side of a square that is wiped out of each image, in parts of the shorter side.
+        chance: how often each of translate, rotate, stretch, shear, lens, brightness, contrast, saturation, hue and pca
+            is applied to an image; each for itself, so that any mix of them comes about.
+        padding_mode: what is seen beyond the border: its reflection, the border continued, or zeros (black).
+        size: height and width of what comes out; by default that of the batch.
+        mean: what is then subtracted from each channel, on the scale from 0 to 1.
+        std: what it is then divided by.
+        components: of the training set's colours (`principal_components`), for `pca`.
+        dtype: of what comes out: `torch.float32`, or `torch.bfloat16` or another.
+        channels_last: lay out the batch in memory as NHWC.
+
+    Raises:
+        InputError: an amount is out of its range.
+
+    Example:
+        >>> aug = Augment(flip=0.5, translate=0.1, rotate=15, brightness=0.2, size=24)
+        >>> batch = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+        >>> aug(batch).shape
+        torch.Size([8, 3, 24, 24])
+        >>> keys = random.keys(random.key(0, "augment", 5), range(100, 108))  # seed, epoch; numbers of the samples
+        >>> torch.equal(aug(batch, keys=keys)[2:], aug(batch[2:], keys=keys[2:]))
+        True
+    """
+
+    flip: float = 0.0
+    flip_vertical: float = 0.0
+    crop: float = 0.0
+    scale: float | tuple[float, float] = 0.0
+    translate: float = 0.0
+    rotate: float = 0.0
+    stretch: float = 0.0
+    shear: float = 0.0
+    lens: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    pca: float = 0.0
+    erase: float = 0.0
+    cutout: float = 0.0
+    chance: float = 1.0
+    padding_mode: Padding = "reflection"
+    size: int | tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    components: Components | None = field(default=None, repr=False)
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        for name in _UNIFORM:
+            value = getattr(self, name)
+            if name == "scale":
+                low, high = self._scales
+                if not 0 < low <= high < float("inf"):
+                    raise InputError(f"scale is a part below 1, or a range above 0; it is {value}")
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST.get(name, 10):
+                raise InputError(f"{name} must be from 0 to {_MOST.get(name, 10)}; it is {value!r}")
+        if not 0 <= self.chance <= 1:
+            raise InputError(f"chance must be from 0 to 1; it is {self.chance}")
+        if self.padding_mode not in PADDINGS:
+            raise InputError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {self.padding_mode!r}")
+        if (self.mean is None) != (self.std is None):
+            raise InputError("mean and std belong together: give both, or neither")
+
+    def __repr__(self) -> str:
+        """Returns the amounts that are not off, and what else differs from the defaults."""
+        told = [f"{f.name}={getattr(self, f.name)!r}" for f in dataclasses.fields(self)
+                if f.repr and getattr(self, f.name) != f.default]  # fmt: skip
+        return f"Augment({', '.join(told)})"
+
+    @property
+    def _scales(self) -> tuple[float, float]:
+        return self.scale if isinstance(self.scale, tuple) else (1 - self.scale, 1 + self.scale)
+
+    def off(self) -> "Augment":
+        """Returns one with every amount 0: the same size and normalisation, for validation."""
+        return dataclasses.replace(self, **dict.fromkeys(_UNIFORM, 0.0))
+
+    def params(self, keys: npt.NDArray[np.uint64], size: tuple[int, int] = (1, 1)) -> Params:
+        """Draws what is done to each image, as a function of its key alone.
+
+        An amount that is switched on or off changes no other's draws.
+
+        Args:
+            keys: one an image, `(n,)`; see `trainwell.random.keys`.
+            size: height and width of the batch, whose proportions the boxes that are wiped out take into account.
+        """
+        ends = np.cumsum(list(_UNIFORM.values()))
+        # Whether each is applied comes behind the amounts, because more amounts may come.
+        draws = random.uniform(keys, int(ends[-1]))
+        u = dict(zip(_UNIFORM, np.split(draws, ends[:-1], axis=1), strict=True))
+        applied = random.uniform(random.mix(keys), len(_UNIFORM)) < self.chance
+        on = dict(zip(_UNIFORM, applied.T.astype(np.float64), strict=True))
+
+        def spread(name: str) -> Floats:
+            """Evenly from minus to plus the amount, or 0 where it is not applied."""
+            return getattr(self, name) * (2 * u[name] - 1) * on[name][:, None]
+
+        low, high = self._scales
+        boxes = []
+        if self.erase:
+            box = erase.random_boxes(u["erase"][:, 1:], size)
+            boxes.append(np.where(u["erase"][:, :1] < self.erase, box, 0))
+        if self.cutout:
+            boxes.append(erase.squares(u["cutout"], self.cutout, size))
+        normal = np.sqrt(-2 * np.log1p(-u["pca"][:, :3])) * np.cos(2 * np.pi * u["pca"][:, 3:])  # Box and Muller
+        return Params(
+            flip=(u["flip"][:, 0] < self.flip).astype(np.float64),
+            flip_vertical=(u["flip_vertical"][:, 0] < self.flip_vertical).astype(np.float64),
+            scale=low + (high - low) * u["scale"][:, 0],
+            position=self.crop * (2 * u["crop"] - 1),
+            translate=spread("translate"),
+            rotate=spread("rotate")[:, 0],
+            stretch=(1 + self.stretch) ** ((2 * u["stretch"][:, 0] - 1) * on["stretch"]),
+            shear=spread("shear")[:, 0],
+            lens=spread("lens")[:, 0],
+            brightness=1 + spread("brightness")[:, 0],
+            contrast=1 + spread("contrast")[:, 0],
+            saturation=1 + spread("saturation")[:, 0],
+            hue=spread("hue")[:, 0],
+            pca=self.pca * normal * on["pca"][:, None],
+            boxes=np.stack(boxes, 1) if boxes else np.zeros((1, 0, 4)),
+        )
+
+    def views(
+        self, params: Params, shapes: npt.NDArray[np.int32], size: tuple[int, int], channels: int, unit: float = 1.0
+    ) -> Views:
+        """Returns how the pass makes them: maps, matrices and boxes.
+
+        Args:
+            params: what is done to each image.
+            shapes: height, width (and channels) of the images, `(n, 2 or 3)`.
+            size: height and width of the batch.
+            channels: of the batch.
+            unit: what one step of the pixels is on the scale from 0 to 1: `1 / 255` for uint8.
+        """
+        p = params
+        linear = geometry.inverse(p.flip, p.flip_vertical, p.stretch, p.shear, p.rotate, p.scale)
+        mean, std = (np.broadcast_to(np.zeros(1) if self.mean is None else np.asarray(self.mean, np.float64), channels),
+                     np.broadcast_to(np.ones(1) if self.std is None else np.asarray(self.std, np.float64), channels))  # fmt: skip
+        return Views(
+            maps=geometry.place(linear, shapes, size, scale=p.scale, position=p.position, translate=p.translate),
+            colour=colour.matrices(p.brightness * p.contrast, p.saturation, p.hue, channels) * (unit / std)[:, None],
+            shift=(colour.along(self.components, p.pca, channels) - mean) / std,
+            lens=p.lens,
+            to_grey=p.brightness * (1 - p.contrast),
+            grey=unit / std[None],
+            boxes=erase.in_pixels(p.boxes, size),
+        )
+
+    def __call__(
+        self, batch: Tensor, *, keys: npt.NDArray[np.uint64] | None = None, params: Params | None = None
+    ) -> Tensor:
+        """Returns the batch with every image changed.
+
+        Args:
+            batch: images, uint8 or float32 from 0 to 1, `(n, c, h, w)`.
+            keys: one an image, which its draws are a function of; by default torch's generator draws them.
+            params: what is done to the images, in place of draws: those of an earlier call, from `params`.
+
+        Raises:
+            InputError: the batch is none of images, or keys or params are of another number.
+        """
+        if batch.ndim != 4 or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
+            raise InputError(
+                f"a batch of images is uint8 or float of shape (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}"
+            )
+        size = self.size or (batch.shape[2], batch.shape[3])
+        size = (size, size) if isinstance(size, int) else size
+        if params is None:
+            keys = drawn_keys(len(batch)) if keys is None else np.asarray(keys).astype(np.uint64)
+            params = self.params(keys, size)
+        if len(params) not in (1, len(batch)):
+            raise InputError(f"there are keys or params for {len(params)} images, and {len(batch)} in the batch")
+        unit = 1 / 255 if batch.dtype == torch.uint8 else 1.0
+        source = batch if batch.dtype == torch.uint8 else batch.float()
+        shapes = np.tile(np.array(batch.shape[2:], np.int32), (len(batch), 1))
+        views = self.views(params, shapes, size, batch.shape[1], unit)
+        out = warp(source, views, size, padding_mode=self.padding_mode, channels_last=self.channels_last)
+        return out.to(self.dtype)
+
+
+def drawn_keys(count: int) -> npt.NDArray[np.uint64]:
+    """Returns random keys, from torch's generator, which `torch.manual_seed` sets."""
+    return torch.randint(2**63 - 1, (count,)).numpy().astype(np.uint64)

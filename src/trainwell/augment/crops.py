@@ -1,0 +1,159 @@
+"""What is averaged over at test: crops, shifts, flips, scales, and some draws of the augmentation of training.
+
+Ten crops are those of Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural
+networks* (2012), section 4.1; scales those of He, Zhang, Ren and Sun, *Deep residual learning* (2016), section 4.1.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from trainwell import random
+from trainwell.augment.augment import Augment, Params
+from trainwell.errors import InputError, nearest
+
+SCALES = (224, 256, 384, 480, 640)
+_SHIFT = 0.125  # 4 of 32 pixels
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One look at images, the same for all: a function of a batch, for `marginalize`.
+
+    Attributes:
+        params: what is done to each image.
+        augment: what brings size and normalisation along, and what is seen beyond the border.
+        short_side: pixels that the shorter side is resized to before the crop; `None` for the image as large as it is,
+            or, where there is no size, whole.
+
+    Example:
+        >>> import torch
+        >>> View(Params(flip=np.ones(1)))(torch.tensor([[[[1.0, 2.0]]]]))
+        tensor([[[[2., 1.]]]])
+    """
+
+    params: Params = dataclasses.field(default_factory=Params)
+    augment: Augment = dataclasses.field(default_factory=Augment)
+    short_side: int | None = None
+
+    def at(self, shapes: npt.NDArray[np.int32], size: tuple[int, int]) -> Params:
+        """Returns what is done to images of these shapes, for a batch of this size."""
+        if self.augment.size is None and self.short_side is None:
+            return self.params
+        cover = np.minimum(shapes[:, 0] / size[0], shapes[:, 1] / size[1])
+        short = shapes[:, :2].min(axis=1) if self.short_side is None else np.full(len(shapes), self.short_side)
+        return dataclasses.replace(self.params, scale=self.params.scale * cover * (short / shapes[:, :2].min(axis=1)))
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """Returns the view of a batch `(n, c, h, w)`, uint8, or float: also normalised already, if no colour changes."""
+        shape = np.array([batch.shape[2:]], np.int32)
+        size = self.augment.size or (batch.shape[2], batch.shape[3])
+        return self.augment(batch, params=self.at(shape, (size, size) if isinstance(size, int) else size))
+
+
+def flips() -> list[View]:
+    """Returns images as they are, and mirrored.
+
+    >>> len(flips())
+    2
+    """
+    return [View(), View(Params(flip=np.ones(1)))]
+
+
+def shifts(by: float = _SHIFT) -> list[View]:
+    """Returns ten views of small images: as they are and shifted along the diagonals, each also mirrored.
+
+    Args:
+        by: how far, in parts of the sides: 0.125 is what four pixels of padding do to 32.
+    """
+    places = [(0.0, 0.0), *((x * by, y * by) for y in (-1, 1) for x in (-1, 1))]
+    return [View(Params(translate=np.array([place]), flip=np.full(1, flip))) for place in places for flip in (0.0, 1.0)]
+
+
+def ten_crop(size: int, short_side: int | None = None) -> list[View]:
+    """Returns the four corners and the centre of images, each also mirrored.
+
+    Args:
+        size: side of the crops, in pixels.
+        short_side: what the shorter side is resized to first; by default images are cropped as they are.
+
+    Raises:
+        InputError: the crops are larger than the images.
+
+    >>> import torch
+    >>> [view(torch.arange(16.0).view(1, 1, 4, 4))[0, 0, 0, 0].item() for view in ten_crop(3)[::2]]
+    [0.0, 1.0, 4.0, 5.0, 2.5]
+    """
+    if short_side is not None and short_side < size:
+        raise InputError(f"crops of {size} do not fit images whose short side is {short_side}: give a larger short_side")
+    augment = Augment(size=size)
+    places = [*((x, y) for y in (-1.0, 1.0) for x in (-1.0, 1.0)), (0.0, 0.0)]
+    return [
+        View(Params(position=np.array([place]), flip=np.full(1, flip)), augment, short_side)
+        for place in places
+        for flip in (0.0, 1.0)
+    ]
+
+
+def multi_scale(short_sides: Sequence[int] = SCALES, size: int = 224) -> list[View]:
+    """Returns ten crops at each of several scales: fifty by default, as ResNet's authors did.
+
+    Args:
+        short_sides: what the shorter side is resized to, in pixels.
+        size: side of the crops.
+    """
+    return [view for short_side in short_sides for view in ten_crop(size, short_side)]
+
+
+def samples(augment: Augment, count: int, seed: int = 0) -> list[View]:
+    """Returns some of the draws of an augmentation, each of them the same for all images.
+
+    Args:
+        augment: what training did.
+        count: how many draws.
+        seed: of the draws.
+    """
+    size = augment.size or (1, 1)
+    draws = augment.params(random.keys(random.key(seed, "samples"), np.arange(count)), _pair(size))
+    return [View(draws[number : number + 1], augment) for number in range(count)]
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def average(text: str, augment: Augment, size: int) -> list[View]:
+    """Reads which views a prediction is to be averaged over.
+
+    Args:
+        text: names, and numbers behind colons: `flips`, `shifts`, `ten-crop`, `multi-scale`, `samples:8`; separated by
+            commas, for all of them together.
+        augment: what training did, for `samples`.
+        size: side of the images that the model sees.
+
+    Raises:
+        InputError: a name is none of these, or a number is missing or out of place.
+
+    >>> len(average("ten-crop,samples:8", Augment(rotate=5), 32))
+    18
+    """
+    known = ["flips", "shifts", "ten-crop", "multi-scale", "samples"]
+    views: list[View] = []
+    for part in text.split(","):
+        name, _, number = part.strip().partition(":")
+        if name not in known:
+            raise InputError(f"average must be of {', '.join(known)}; it is {name!r}{nearest(name, known)}")
+        if (name == "samples") != bool(number) or (number and not (number.isdecimal() and 0 < int(number) <= 1_000)):
+            raise InputError(f"average: {part.strip()!r}; samples alone takes a number, from 1 to 1000: samples:8")
+        views += {
+            "flips": flips,
+            "shifts": shifts,
+            "ten-crop": lambda: ten_crop(size, round(size * 8 / 7)),
+            "multi-scale": lambda: multi_scale([round(side * size / SCALES[0]) for side in SCALES], size),
+            "samples": lambda: samples(augment, int(number)),  # noqa: B023
+        }[name]()
+    return views

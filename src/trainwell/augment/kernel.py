@@ -1,0 +1,199 @@
+"""The compiled pass of `trainwell.augment.warp`; to be imported only where numba is there.
+
+The colours are mixed before the pixels are interpolated: both are linear, and so all that happens between pixels is one
+weighted sum of four vectors, of four channels each, of which three or one are used.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from trainwell import jit
+from trainwell.augment.warp import LUMA, MEAN_OF
+
+REFLECTION, BORDER, ZEROS = 0, 1, 2
+
+
+@intrinsic  # type: ignore[misc]
+def blend(typing: Any, source: Any, p: Any, q: Any, r: Any, s: Any, a: Any, b: Any, c: Any, d: Any, out: Any, to: Any):  # type: ignore[no-untyped-def]  # noqa: ANN201, ARG001
+    """Sets `out[to : to + 4] = a * source[p : p + 4] + b * source[q : q + 4] + c * …r… + d * …s…`, in vectors.
+
+    Numba's own code would take the four numbers one by one. Nothing is checked.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vector = ir.VectorType(ir.FloatType(), 4)
+        unset = ir.Constant(vector, ir.Undefined)
+        first = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+
+        def place(array: int, at: Any) -> Any:
+            data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+            return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
+
+        total = None
+        for at, weight in zip(arguments[1:5], arguments[5:9], strict=True):
+            one = builder.insert_element(unset, weight, ir.Constant(ir.IntType(32), 0))
+            part = builder.fmul(
+                builder.shuffle_vector(one, unset, first), builder.load(place(0, at), align=4), flags=("contract",)
+            )
+            total = part if total is None else builder.fadd(total, part, flags=("contract",))
+        builder.store(total, place(9, arguments[10]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(source, p, q, r, s, a, b, c, d, out, to), generate
+
+
+def _warp(
+    pixels: Any,
+    offsets: Any,
+    shapes: Any,
+    steps: Any,
+    maps: Any,
+    blocks: Any,
+    lens: Any,
+    colour: Any,
+    shift: Any,
+    to_grey: Any,
+    grey: Any,
+    boxes: Any,
+    pad: int,
+    out: Any,
+    strides: Any,
+    height: int,
+    width: int,
+    channels: int,
+) -> None:
+    one, none = np.float32(1), np.float32(0)
+    packed = channels == 3 and strides[1] == 1 and strides[3] == 3
+    line, mix = np.empty(4 * width, np.float32), np.zeros(16, np.float32)
+    xs, ys, near = np.empty(width), np.empty(width), np.empty(width, np.int64)
+    right, below = np.empty(width, np.float32), np.empty(width, np.float32)
+    for i in range(len(offsets)):
+        image, to_out = pixels[offsets[i] :], i * strides[0]
+        h, w, c = shapes[i, 0], shapes[i, 1], shapes[i, 2]
+        row, column, channel = steps[i, 0], steps[i, 1], steps[i, 2]
+
+        # The colours' matrix, by columns, and what is added.
+        together = c == 3 and channel == 1 and column == 3
+        toward = 0.0
+        if to_grey[i] != 0:
+            apart = max(1, int(math.sqrt(h * w // MEAN_OF)))
+            for k in range(c):
+                total, count = 0.0, 0
+                for y in range(0, h, apart):
+                    for x in range(0, w, apart):
+                        total += image[y * row + x * column + k * channel]
+                        count += 1
+                toward += total / count * (LUMA[k] if c == 3 else 1.0)
+            toward *= to_grey[i]
+        for k in range(channels):
+            for j in range(channels):
+                mix[4 * j + k] = colour[i, k, j]
+            mix[12 + k] = shift[i, k] + toward * grey[i, k]
+
+        # The affine map, in blocks of pixels, to places where the first block's centre is at 0.
+        ny, nx = blocks[i, 0], blocks[i, 1]
+        m00, m01, m02 = maps[i, 0, 0] / nx, maps[i, 0, 1] / nx, maps[i, 0, 2] / nx - 0.5
+        m10, m11, m12 = maps[i, 1, 0] / ny, maps[i, 1, 1] / ny, maps[i, 1, 2] / ny - 0.5
+        tall, wide = -(-h // ny), -(-w // nx)
+        bent = lens[i] / (0.25 * (width * width + height * height))
+
+        # What is read lies within the corners' places, or further out by the lens. If it is all inside the image, the
+        # rest of the image is left alone.
+        out_by = max(0.0, lens[i]) + 1.0
+        cx, cy = m00 * 0.5 * width + m01 * 0.5 * height + m02, m10 * 0.5 * width + m11 * 0.5 * height + m12
+        reach_x = 0.5 * out_by * (abs(m00) * width + abs(m01) * height)
+        reach_y = 0.5 * out_by * (abs(m10) * width + abs(m11) * height)
+        inside = cx - reach_x >= 0 and cy - reach_y >= 0 and cx + reach_x <= wide - 1 and cy + reach_y <= tall - 1
+        edge = 1 if pad == ZEROS else 0
+        left, top, end, bottom = -edge, -edge, wide + edge, tall + edge
+        if inside:
+            left, top = int(cx - reach_x), int(cy - reach_y)
+            end, bottom = min(int(cx + reach_x) + 2, wide), min(int(cy + reach_y) + 2, tall)
+        breadth = 4 * (end - left)
+        scratch, raw = np.empty((bottom - top) * breadth, np.float32), np.empty(3 * wide, np.float32)
+        for y in range(top, bottom):
+            # Pixels as numbers: as they lie, where they lie as they are read; else the means of blocks, by channels.
+            between, apart = 1, wide
+            if y < 0 or y >= tall:
+                raw[:] = none
+            elif together and ny == 1 and nx == 1:
+                between, apart = 3, 1
+                pixel_row = image[y * row : y * row + 3 * wide]
+                for x in range(3 * max(left, 0), 3 * min(end, wide)):
+                    raw[x] = np.float32(pixel_row[x])
+            else:
+                until_y = min((y + 1) * ny, h)
+                for k in range(3):
+                    of = min(k, c - 1) * channel
+                    for x in range(max(left, 0), min(end, wide)):
+                        until_x, total = min((x + 1) * nx, w), none
+                        for v in range(y * ny, until_y):
+                            for u in range(x * nx, until_x):
+                                total += np.float32(image[v * row + u * column + of])
+                        raw[k * wide + x] = total / np.float32((until_y - y * ny) * (until_x - x * nx))
+            at = (y - top) * breadth
+            for x in range(left, end):
+                if 0 <= x < wide:
+                    p = x * between
+                    blend(mix, 0, 4, 8, 12, raw[p], raw[p + apart], raw[p + 2 * apart], one, scratch, at)
+                else:
+                    blend(mix, 0, 4, 8, 12, none, none, none, one, scratch, at)
+                at += 4
+
+        down = breadth if bottom - top > 1 else 0
+        beside = 4 if end - left > 1 else 0
+        for y in range(height):
+            dv = y + 0.5 - 0.5 * height
+            for x in range(width):
+                du = x + 0.5 - 0.5 * width
+                further = 1.0 + bent * (du * du + dv * dv)
+                u, v = 0.5 * width + du * further, 0.5 * height + dv * further
+                xs[x], ys[x] = m00 * u + m01 * v + m02, m10 * u + m11 * v + m12
+            if not inside:
+                if pad == REFLECTION:  # at the outer edges of the outer pixels
+                    for x in range(width):
+                        u, v = (xs[x] + 0.5) / (2 * wide), (ys[x] + 0.5) / (2 * tall)
+                        u, v = 2 * wide * abs(u - np.floor(u + 0.5)), 2 * tall * abs(v - np.floor(v + 0.5))
+                        xs[x], ys[x] = u - 0.5, v - 0.5
+                for x in range(width):
+                    xs[x] = min(max(xs[x], float(left)), end - 1.0)
+                    ys[x] = min(max(ys[x], float(top)), bottom - 1.0)
+            for x in range(width):
+                x0 = max(min(int(np.floor(xs[x])), end - 2), left)
+                y0 = max(min(int(np.floor(ys[x])), bottom - 2), top)
+                near[x] = (y0 - top) * breadth + 4 * (x0 - left)
+                right[x], below[x] = np.float32(xs[x] - x0), np.float32(ys[x] - y0)
+            # Four channels are written for three, the next pixel over the fourth; so not in the last row.
+            whole = packed and y < height - 1
+            target, at, stride = (out, to_out + y * strides[2], 3) if whole else (line, 0, 4)
+            for x in range(width):
+                p, r, b = near[x], right[x], below[x]
+                a = one - b
+                blend(
+                    scratch, p, p + beside, p + down, p + down + beside,
+                    (one - r) * a, r * a, (one - r) * b, r * b, target, at,
+                )  # fmt: skip
+                at += stride
+            for k in range(0 if whole else channels):
+                to = to_out + y * strides[2] + k * strides[1]
+                if strides[3] == 1:
+                    for x in range(width):
+                        out[to + x] = line[4 * x + k]
+                else:
+                    for x in range(width):
+                        out[to + x * strides[3]] = line[4 * x + k]
+
+        for j in range(boxes.shape[1]):
+            for k in range(channels):
+                for y in range(boxes[i, j, 0], boxes[i, j, 2]):
+                    at = to_out + k * strides[1] + y * strides[2]
+                    for x in range(boxes[i, j, 1], boxes[i, j, 3]):
+                        out[at + x * strides[3]] = np.float32(0)
+
+
+warp = jit.compiled(_warp, fastmath={"contract"})

@@ -1,0 +1,83 @@
+"""A sheet of pictures: what an augmentation does to one's own images."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from trainwell import random
+from trainwell.augment.augment import Augment, Params
+from trainwell.augment.warp import warp
+from trainwell.images import Images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_COLUMNS = 6
+_TILE, _LABEL, _GAP = 96, 132, 4  # pixels
+
+
+def pictures(augment: Augment, images: Images, rows: npt.ArrayLike = (0, 1), seed: int = 0) -> "Image":
+    """Returns a sheet: a row for each amount alone, from its one end to its other, and rows of all of them, drawn.
+
+    Args:
+        augment: what is shown; amounts that are 0 are left out.
+        images: where the images are.
+        rows: which of them are shown.
+        seed: of the draws.
+    """
+    from PIL import Image as Picture
+    from PIL import ImageDraw
+
+    chosen = np.asarray(rows, np.int64)
+    lines = [(name, each, params) for each in chosen[:1] for name, params in _alone(augment)]
+    for each in chosen:
+        keys = random.keys(random.key(seed, "pictures", int(each)), np.arange(_COLUMNS))
+        lines.append(("all together", each, augment.params(keys)))
+    sheet = Picture.new("RGB", (_LABEL + _COLUMNS * (_TILE + _GAP), len(lines) * (_TILE + _GAP)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (label, each, params) in enumerate(lines):
+        top = number * (_TILE + _GAP)
+        pen.multiline_text((6, top + _TILE // 3), label.replace(" ", "\n", 1), fill="black")
+        for column, tile in enumerate(_tiles(augment, images, int(each), params)):
+            sheet.paste(Picture.fromarray(tile), (_LABEL + column * (_TILE + _GAP), top))
+    return sheet
+
+
+def _alone(augment: Augment) -> list[tuple[str, Params]]:
+    """Returns a label and the draws for each amount that is on: from its one end to its other."""
+    ends = np.linspace(-1, 1, _COLUMNS)
+    low, high = augment.scale if isinstance(augment.scale, tuple) else (1 - augment.scale, 1 + augment.scale)
+    ways = np.stack([ends, np.zeros(_COLUMNS)], 1)
+    names = {
+        "flip": (f"flip {augment.flip:.0%}", {"flip": np.arange(_COLUMNS) % 2.0}),
+        "flip_vertical": (f"flip_vertical {augment.flip_vertical:.0%}", {"flip_vertical": np.arange(_COLUMNS) % 2.0}),
+        "crop": (f"crop {augment.crop:g}", {"position": augment.crop * np.stack([ends, ends], 1)}),
+        "scale": (f"scale {low:g} to {high:g}", {"scale": np.linspace(low, high, _COLUMNS)}),
+        "translate": (f"translate ±{augment.translate:.0%}", {"translate": augment.translate * ways}),
+        "rotate": (f"rotate ±{augment.rotate:g}°", {"rotate": augment.rotate * ends}),
+        "stretch": (f"stretch {augment.stretch:.0%}", {"stretch": (1 + augment.stretch) ** ends}),
+        "shear": (f"shear ±{augment.shear:g}°", {"shear": augment.shear * ends}),
+        "lens": (f"lens ±{augment.lens:.0%}", {"lens": augment.lens * ends}),
+        "brightness": (f"brightness ±{augment.brightness:.0%}", {"brightness": 1 + augment.brightness * ends}),
+        "contrast": (f"contrast ±{augment.contrast:.0%}", {"contrast": 1 + augment.contrast * ends}),
+        "saturation": (f"saturation ±{augment.saturation:.0%}", {"saturation": 1 + augment.saturation * ends}),
+        "hue": (f"hue ±{augment.hue:g}°", {"hue": augment.hue * ends}),
+        "pca": (f"pca {augment.pca:g}", {"pca": 3 * augment.pca * np.stack([ends, 0 * ends, 0 * ends], 1)}),
+    }
+    lines = [(label, Params(**params)) for name, (label, params) in names.items() if getattr(augment, name)]
+    for name in ("erase", "cutout"):
+        if amount := getattr(augment, name):
+            wiped = dataclasses.replace(Augment(), **{name: 1.0 if name == "erase" else amount})
+            boxes = wiped.params(random.keys(random.key(0, name), np.arange(_COLUMNS))).boxes
+            lines.append((f"{name} {amount:.0%}", Params(boxes=boxes)))
+    return lines
+
+
+def _tiles(augment: Augment, images: Images, row: int, params: Params) -> npt.NDArray[np.uint8]:
+    shown = dataclasses.replace(augment, mean=None, std=None)
+    rows = np.full(_COLUMNS, row)
+    views = shown.views(params, images.shapes[rows], (_TILE, _TILE), 3, 1 / 255)
+    tiles = warp(images, views, (_TILE, _TILE), rows=rows, padding_mode=augment.padding_mode)
+    return (255 * tiles).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
