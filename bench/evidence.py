@@ -9,7 +9,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 EVIDENCE = HERE.parent / "docs" / "evidence"
 EPOCHS = 40
-SETTINGS = "batch_size=64 weight_decay=0.0 restore_best=false"
+SETTINGS = "batch_size=64 weight_decay=0.0 restore_best=false augment=none"
 TASK = f"model=resnet8 epochs={EPOCHS} {SETTINGS}"
 
 

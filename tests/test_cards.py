@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import dataclasses
 import importlib
 import json
 import re
@@ -18,7 +19,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import trainwell as tw
-from trainwell import api, cli, regularize
+from trainwell import api, augment, cli, regularize
 from trainwell.optim.kernels import cpu
 from trainwell.train.recipe import SCHEDULES
 
@@ -59,7 +60,21 @@ def test_every_regulariser_has_a_card():
     assert len(kinds) == 8
     assert not {*kinds, "mixup", "cutmix", "SAM", "marginalize"} - {"Noise"} - shown
     fields = {name for names in defaults.FIELDS.values() for name in names}
-    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam"} == fields
+    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam", "augment"} == fields
+
+
+def test_every_amount_of_an_augmentation_is_on_a_card_and_in_the_index():
+    amounts = {field.name: field.default for field in dataclasses.fields(augment.Augment)}
+    others = {"chance", "padding_mode", "size", "mean", "std", "components", "dtype", "channels_last"}
+    shown = [name for names in defaults.AMOUNTS.values() for name in names]
+    assert sorted(shown) == sorted(amounts.keys() - others)
+    for card, names in defaults.AMOUNTS.items():
+        for name in names:
+            assert re.search(rf"\b{name.removesuffix('_vertical')}", _text(card)), name
+            assert re.search(rf"\b{name.removesuffix('_vertical').removesuffix('e')}", _text("index"), re.I), name
+    views = {"flips", "shifts", "ten_crop", "multi_scale", "samples"}
+    assert views < {function.__name__ for function in defaults.OTHERS["test_time"]}
+    assert all(f"`{name}(" in _text("test_time") for name in views)
 
 
 def test_every_card_is_in_the_index_and_in_its_table():
@@ -155,7 +170,32 @@ IN_USE = {
     "sam": lambda made: made["sam"].rho > 0 and len(made["losses"]) == 2 * len(made["batches"]),
     "batch_norm": lambda made: _are_means(made["model"], made["batches"]),
     "marginalize": lambda made: made["result"].draws == 40 and _drew(regularize.Dropout, p=0.2)(made),
+    "augmentation": lambda made: _changed(made) and made["aug"] == made["tw"].augment.light(rotate=10, brightness=0.2),
+    "geometry": lambda made: _changed(made) and made["seen"].min() >= 0 and made["seen"].max() <= 1.0001,
+    "colour": lambda made: (
+        _changed(made) and _are_shades(made["x"], made["seen"]) and made["aug"].components is not None
+    ),
+    "erasing": lambda made: _changed(made) and _are_wiped(made["x"], made["seen"]),
+    "test_time": lambda made: made["result"].draws == 18 and float(made["result"].std.max()) > 0,
 }
+
+
+def _changed(made: dict) -> bool:
+    """Says whether images of the last batch were changed, and not all of them in the same way."""
+    change = made["seen"] - made["x"]
+    return made["seen"].shape == made["x"].shape and not torch.allclose(change[0], change[1], atol=1e-3)
+
+
+def _are_shades(x: torch.Tensor, seen: torch.Tensor) -> bool:
+    """Says whether each image is a multiple of what it was, plus a number."""
+    pairs = zip(x.flatten(1).numpy(), seen.flatten(1).numpy(), strict=True)
+    return all(np.corrcoef(before, after)[0, 1] > 0.9999 for before, after in pairs)
+
+
+def _are_wiped(x: torch.Tensor, seen: torch.Tensor) -> bool:
+    """Says whether pixels are 0, in some of the images, or else those that were, normalised."""
+    wiped = (seen == 0) & (x != 0.5)
+    return 2 < int(wiped.flatten(1).any(1).sum()) < len(x) and torch.allclose(seen[~wiped], (x[~wiped] - 0.5) / 0.25)
 
 
 def _are_means(model: nn.Sequential, batches: list) -> bool:
@@ -248,7 +288,7 @@ class _Fit:
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
-def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch):
+def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch, capsys):
     short = _Fit(tmp_path)
     for name in ("fit", "lr_range", "load"):
         monkeypatch.setattr(tw, name, getattr(short, name), raising=False)
@@ -260,6 +300,9 @@ def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch):
     if card == "marginalize":
         assert made["result"].draws == 20
         assert float(made["result"].std.max()) > 0  # it was sampled
+    if card == "test_time":
+        assert len(capsys.readouterr().out.splitlines()) == 1  # the labels
+        assert (made["run"].path / "augmentation.png").exists()
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -270,6 +313,9 @@ def test_the_commands_are_understood(card):
         prompt, program, *words = shlex.split(line)
         assert (prompt, program) == ("$", "trainwell")
         command = cli._parsed(words)
+        if isinstance(command, cli.Predict):
+            assert augment.average(command.average, augment.standard(), 32)
+            continue
         assert command.source == "photos/"
         told.append(vars(command.recipe))
     assert any(_is_about(card, recipe) for recipe in told)
@@ -282,6 +328,9 @@ FIELDS = {
     "dropconnect": ("dropconnect", 0.3), "stochastic_depth": ("drop_path_rate", 0.1),
     "label_smoothing": ("label_smoothing", 0.1), "mixup": ("mixup", 0.2), "cutmix": ("cutmix", 1.0),
     "penalties": ("l1", 1e-4), "sam": ("sam", 0.05), "marginalize": ("drop_rate", 0.2),
+    "augmentation": ("augment", "strong"), "geometry": ("augment", "light(rotate=5, scale=(1.0, 1.5))"),
+    "colour": ("augment", "standard(hue=10)"), "erasing": ("augment", "standard(erase=0.25)"),
+    "test_time": ("augment", "standard"),
 }  # fmt: skip
 
 
@@ -326,7 +375,7 @@ def _write_rows(
     rows = [
         {"recipe": name, "fields": json.dumps({"optimizer": "adam", "nesting": True}), "seed": seed, "split_seed": seed,
          "test_accuracy": value, "test_loss": 1.0, "val_accuracy": 0.5, "best_epoch": 1, "steps": 10,
-         "seconds": 30 + seed}
+         "seconds": 30 + seed, "average_accuracy": value + 0.01 * (seed + 1), "average_loss": 0.9}
         for name, values in accuracies.items() for seed, value in enumerate(values)
     ]  # fmt: skip
     with path.open("w", newline="") as file:
@@ -422,16 +471,41 @@ def test_a_budget_without_rows_of_its_own_is_left_out(tmp_path):
         _write_rows(tmp_path / "rows.csv", made)
 
 
-def test_the_tables_to_come_fit_the_cards(tmp_path, monkeypatch):
+def test_what_averaging_at_test_gives_is_paired_within_each_recipe(tmp_path):
+    random = np.random.default_rng(3)
+    made = {name: list(random.normal(0.6, 0.01, 10)) for name in ("none", "standard", "none-3x", "standard-3x")}
+    rows = _write_rows(tmp_path / "rows.csv", made, compared.AUGMENTATIONS)
+    for row in rows:
+        if row["recipe"] == "none":
+            row["average_accuracy"] = ""  # without samples of an augmentation
+    text = compared.measured("test_time", rows)
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if " | 10 | " in line}
+    assert list(lines) == ["standard", "none-3x", "standard-3x"]
+    gains = 100 * np.array([0.01 * (seed + 1) for seed in range(10)])
+    plain = 100 * np.array(made["standard"])
+    cells = lines["standard"].split(" | ")
+    for cell, values, tolerance in ((cells[2], plain, 0.006), (cells[3], gains, 0.006)):
+        test = stats.ttest_1samp(values, 0).confidence_interval()
+        assert _numbers(cell) == pytest.approx([values.mean(), test.low, test.high], abs=tolerance)
+    assert _numbers(cells[4]) == pytest.approx([-0.1] * 3, abs=6e-4)
+    assert "tie" not in lines["standard"]
+    assert "bench/augmentation.py" in text
+    beside = compared.measured("augmentation", rows)
+    assert re.findall(r"^\| (\S+) \| 10 \|", beside, re.MULTILINE) == ["none", "standard", "none-3x", "standard-3x"]
+    assert compared.measured("erasing", rows).startswith("Not measured yet")
+
+
+@pytest.mark.parametrize("evidence", [compared.REGULARIZERS, compared.AUGMENTATIONS], ids=["regularizers", "augment"])
+def test_the_tables_to_come_fit_the_cards(evidence, tmp_path, monkeypatch):
     rows = _write_rows(
         tmp_path / "rows.csv",
-        {name: [0.6, 0.7] for names in compared.REGULARIZERS.recipes.values() for name in ("none", "none-3x", *names)},
-        compared.REGULARIZERS,
+        {name: [0.6, 0.7] for names in evidence.recipes.values() for name in ("none", "none-3x", *names)},
+        evidence,
     )
     fields = {"optimizer": "adam", "schedule": "cosine", "lr": 0.03, "model": "resnet8", "epochs": 120, "seeds": "some",
               "batch_size": 64, "weight_decay": 0.0, "restore_best": False, "label_smoothing": 0.1}  # fmt: skip
     monkeypatch.setattr(tables, "read", lambda _: [{**row, "fields": json.dumps(fields)} for row in rows])
-    for card in compared.REGULARIZERS.recipes:
+    for card in evidence.recipes:
         lines = tables.filled(card, _text(card)).splitlines()
         assert len(lines) <= 120, card
         assert max(map(len, lines)) <= 122, card

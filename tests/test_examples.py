@@ -28,7 +28,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     assert re.fullmatch(r"\['\d'\]", label)
 
 
-@pytest.mark.parametrize("name", ["docs/optim.md", "docs/regularize.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize("name", ["docs/optim.md", "docs/regularize.md", "docs/augment.md", "CONTRIBUTING.md"])
 def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -84,6 +84,16 @@ def test_the_bare_loop_runs_and_is_short():
     done = subprocess.run([sys.executable, path, "3"], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert float(re.findall(r"validation: ([\d.]+)", done.stdout)[0]) > 0.5
+
+
+@pytest.mark.parametrize("draws", [[], ["--torch"]])
+def test_the_loop_with_augmentation_runs_and_learns(draws):
+    command = [sys.executable, ROOT / "examples" / "augment_any_loop.py", "5", *draws]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    plain, averaged = map(float, re.findall(r"digits not seen, .*: ([\d.]+)", done.stdout))
+    assert plain > 0.8
+    assert averaged > 0.8
 
 
 def _seeds(csv: Path, seeds: int) -> str:

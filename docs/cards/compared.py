@@ -29,12 +29,14 @@ class Evidence:
         task: what was trained on what, in words.
         references: by how a recipe's name ends, what it is compared with: the first of these that has rows.
         recipes: which recipes each card shows; those without rows are left out.
+        command: what made the rows, if not `bench/seeds.py` with the recipes.
     """
 
     path: Path
     task: str
     references: dict[str, tuple[str, ...]]
     recipes: dict[str, tuple[str, ...]]
+    command: str = ""
 
     def ending(self, name: str) -> str:
         return max((end for end in self.references if name.endswith(end)), key=len)
@@ -84,7 +86,23 @@ REGULARIZERS = Evidence(
     recipes={card: (*names, *(f"{name}-3x" for name in names)) for card, names in _REGULARIZERS.items()},
 )
 
-ALL = (OPTIMIZERS, REGULARIZERS)
+_AUGMENTATIONS = {
+    "augmentation": ("light", "standard", "strong"),
+    "geometry": ("light",),  # has nothing else
+    "colour": (),
+    "erasing": (),
+    "test_time": ("none", "light", "standard", "strong"),
+}
+
+AUGMENTATIONS = Evidence(
+    path=FOLDER / "augmentation.csv",
+    task=REGULARIZERS.task,
+    references=REGULARIZERS.references,
+    recipes={card: (*names, *(f"{name}-3x" for name in names)) for card, names in _AUGMENTATIONS.items()},
+    command="python bench/augmentation.py CIFAR10_FOLDER",
+)
+
+ALL = (OPTIMIZERS, REGULARIZERS, AUGMENTATIONS)
 
 
 def evidence_of(card: str) -> Evidence:
@@ -124,9 +142,17 @@ def measured(card: str, rows: list[Row]) -> str:
     by_recipe: dict[str, list[Row]] = {}
     for row in rows:
         by_recipe.setdefault(row["recipe"], []).append(row)
+    if card == "test_time":
+        by_recipe = {
+            name: few
+            for name, rows in by_recipe.items()
+            if (few := [row for row in rows if row.get("average_accuracy")])
+        }
     against = _shown(evidence, evidence.recipes[card], by_recipe)
     if not against:
         return textwrap.fill(f"Not measured yet on the evidence task: {evidence.task}.", 118)
+    if card == "test_time":
+        return "\n".join(what_averaging_gives(evidence, {name: by_recipe[name] for name in against}))
     references = " or ".join(dict.fromkeys(filter(None, against.values()))) or "nothing"
     lines = [
         textwrap.fill(
@@ -144,7 +170,9 @@ def measured(card: str, rows: list[Row]) -> str:
         lines += what_decay_gives(by_recipe)
     fewest = min(len(by_recipe[name]) for name in against)
     if fewest < ENOUGH:
-        lines += ["", f"**Fewer than {ENOUGH} seeds so far**: take it as a first look."]
+        lines += _few_seeds()
+    if evidence.command:
+        return "\n".join([*lines, "", *_made_by(evidence)])
     # A quoted argument may go on in the next line.
     recipes = [
         textwrap.fill(f"'{name}: {_fields(by_recipe[name][0])}'", 112, subsequent_indent="      ") for name in against
@@ -153,6 +181,42 @@ def measured(card: str, rows: list[Row]) -> str:
     command = ["python bench/seeds.py CIFAR10_FOLDER", f"--seeds {seeds} --csv rows.csv", SPLIT]
     lines += ["", "```sh", " \\\n    ".join([*command, *recipes]), "```", ""]
     return "\n".join([*lines, f"[The raw rows](../evidence/{evidence.path.name})."])
+
+
+def _few_seeds() -> list[str]:
+    return ["", f"**Fewer than {ENOUGH} seeds so far**: take it as a first look."]
+
+
+def _made_by(evidence: Evidence) -> list[str]:
+    return [f"By `{evidence.command}`; [the raw rows](../evidence/{evidence.path.name})."]
+
+
+def what_averaging_gives(evidence: Evidence, by_recipe: dict[str, list[Row]]) -> list[str]:
+    """Returns lines on how much better the mean over views is than images as they are, by the same models."""
+    lines = [
+        textwrap.fill(
+            f"{evidence.task}. Means over n seeds, with 95 % intervals (Student's); each model asked about images "
+            "as they are, and averaged over the views that the script names. Differences are paired, and those whose "
+            "interval holds 0 are ties.",
+            118,
+        ),
+        "",
+        "| recipe | n | test accuracy as it is, % | averaged, points more | loss, averaged, more |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rows in by_recipe.items():
+        cells = [name, str(len(rows))]
+        for figure, unit, form in (("accuracy", 100, "{:.2f}"), ("loss", 1, "{:.3f}")):
+            plain = [unit * float(row[f"test_{figure}"]) for row in rows]
+            more = [unit * float(row[f"average_{figure}"]) - p for row, p in zip(rows, plain, strict=True)]
+            _, low, high = interval(more)
+            tie = ", a tie" if low <= 0 <= high else ""
+            cells += [told(plain, form)] if figure == "accuracy" else []
+            cells.append(told(more, form.replace(":", ":+")) + tie)
+        lines.append(f"| {' | '.join(cells)} |")
+    if min(map(len, by_recipe.values())) < ENOUGH:
+        lines += _few_seeds()
+    return [*lines, "", *_made_by(evidence)]
 
 
 def _shown(evidence: Evidence, names: Sequence[str], by_recipe: dict[str, list[Row]]) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainwell import ensemble, lab, optim, regularize
+from trainwell import augment, ensemble, lab, optim, regularize
 from trainwell.optim import schedules
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import SCHEDULES, Recipe
@@ -49,6 +49,18 @@ OTHERS: dict[str, tuple[Callable[..., Any], ...]] = {
     "sam": (optim.SAM, lab.sharpness),
     "batch_norm": (nn.BatchNorm2d,),
     "marginalize": (ensemble.marginalize,),
+    "augmentation": (augment.Augment,),
+    "colour": (augment.principal_components,),
+    "test_time": (
+        augment.flips, augment.shifts, augment.ten_crop, augment.multi_scale, augment.samples, augment.average,
+    ),
+}  # fmt: skip
+
+# The amounts of `Augment` that are theirs.
+AMOUNTS: dict[str, tuple[str, ...]] = {
+    "geometry": ("flip", "flip_vertical", "crop", "scale", "translate", "rotate", "stretch", "shear", "lens"),
+    "colour": ("brightness", "contrast", "saturation", "hue", "pca"),
+    "erasing": ("erase", "cutout"),
 }
 
 # The recipe's fields that are theirs.
@@ -61,6 +73,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "cutmix": ("cutmix",),
     "penalties": ("l1", "l2"),
     "sam": ("sam",),
+    "augmentation": ("augment",),
 }
 
 
@@ -68,7 +81,11 @@ def defaults(card: str) -> str:
     """Returns the section of a card about the defaults."""
     if card in RULES:
         return _of_rule(*RULES[card])
+    if card in AMOUNTS and card not in OTHERS:
+        return _of_amounts(AMOUNTS[card])
     text = _of_functions(OTHERS.get(card) or (getattr(schedules, card),))
+    if card in AMOUNTS:
+        text = f"{_of_amounts(AMOUNTS[card])}\n\n{text}"
     if card in SCHEDULES:
         name = repr(make_schedule(Recipe(schedule=card, lr=0.1), 1000))
         name = textwrap.fill(name, 110, subsequent_indent="    ")
@@ -94,6 +111,17 @@ def _of_rule(kind: str, fields: dict[str, Any] | None) -> str:
     for name in names:
         in_fit = "the same" if group[name] == own.defaults[name] else _shown(group[name])
         lines.append(f"| `{name}` | {_shown(own.defaults[name])} | {in_fit} |")
+    return "\n".join(lines)
+
+
+def _of_amounts(names: tuple[str, ...]) -> str:
+    """Returns a table of amounts: those of `Augment` itself, and of the presets."""
+    made = {name: preset() for name, preset in augment.PRESETS.items()}
+    lines = [f"| | {' | '.join(f'`{name}`' for name in made)} |", f"|---|{'---|' * len(made)}"]
+    for name in names:
+        shown = [str(value) if isinstance(value := getattr(each, name), tuple | str) else f"{value:g}"
+                 for each in made.values()]  # fmt: skip
+        lines.append(f"| `{name}` | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 

@@ -3,9 +3,12 @@
     python docs/cards/pictures.py [CARD …]
 
 A function is called by its card, and draws its picture: here for optimizers and schedules, in
-`regularizer_pictures.py` for what regularises. On the same machine the files are the same to the byte.
+`regularizer_pictures.py` for what regularises, and in `augment_pictures.py` for augmentation. On the same machine the
+files are the same to the byte.
 """
 
+import base64
+import io
 import math
 import re
 import sys
@@ -17,8 +20,10 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib import pyplot as plt
+from PIL import Image
 from torch.nn.functional import cross_entropy
 
+import augment_pictures
 import regularizer_pictures
 from drawing import (
     BLUE,
@@ -514,7 +519,7 @@ PICTURES = {
     for function in (
         sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, adamax, nadam, radam, lion, muon, soap, groups,
         constant, step, exponential, inverse_time, cosine, linear, restarts, triangular, one_cycle, warmup, wsd,
-        plateau, lr_range, schedule_grid, *regularizer_pictures.PICTURES,
+        plateau, lr_range, schedule_grid, *regularizer_pictures.PICTURES, *augment_pictures.PICTURES,
     )
 }  # fmt: skip
 
@@ -522,7 +527,16 @@ PICTURES = {
 def _shortened(svg: str) -> str:
     """Rounds coordinates, which stand in quotes, to hundredths of a point; words and their numbers stay as they are."""
     rounded = re.sub(r'"[^"]*"', lambda found: re.sub(r"(\d\.\d\d)\d+", r"\1", found[0]), svg)
+    rounded = re.sub(r'(?<=base64,)[^"]*', lambda found: _in_few_colours(found[0]), rounded)
     return re.sub(r" +$", "", rounded, flags=re.MULTILINE)
+
+
+def _in_few_colours(image: str) -> str:
+    """Writes an image of pixels anew, as PNG in 128 colours; in base64."""
+    pixels = Image.open(io.BytesIO(base64.b64decode(image))).convert("RGB")
+    buffer = io.BytesIO()
+    pixels.quantize(128, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def main() -> None:

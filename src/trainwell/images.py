@@ -56,6 +56,11 @@ class Images:
         return cls(np.concatenate([array.reshape(-1) for array in arrays]), np.r_[0, ends[:-1]], shapes)
 
     @classmethod
+    def of(cls, images: "Images | npt.ArrayLike") -> "Images":
+        """Returns images as they are, or wraps an array or a tensor of them (see `from_array`)."""
+        return images if isinstance(images, Images) else cls.from_array(np.asarray(images))
+
+    @classmethod
     def from_array(cls, array: npt.NDArray[np.uint8]) -> "Images":
         """Wraps uint8 images of shape `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)` with 1 or 3 channels.
 

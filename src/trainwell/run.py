@@ -25,6 +25,7 @@ from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, is_out_of_memory
 from trainwell.train import hardware, history
 from trainwell.train.evaluate import outputs_of
+from trainwell.train.losses import aligned
 from trainwell.train.recipe import Recipe
 
 _FILES_AT_ONCE = 512  # decoded and predicted together, so that a large folder does not fill the memory
@@ -270,10 +271,10 @@ class Run:
         except InputError:  # it was trained on a device that is not here
             device = hardware.choose(dataclasses.replace(self.recipe, device="auto"), images)
         size = tuple(about["size"]) if images else None
-        views = self._views(average, size)
+        augment, views = self._views(average, size)
         nothing = np.zeros(len(samples), np.float32 if self.info["task"] == "regression" else np.int64)
         batches = Batches(
-            Part(samples, nothing, np.arange(len(samples))), batch_size, size=size, augment=Augment(),
+            Part(samples, nothing, np.arange(len(samples))), batch_size, size=size, augment=augment,
             mean=self.info["mean"], std=self.info["std"], channels_last=device.channels_last, device=device.device,
         )  # fmt: skip
         try:
@@ -283,9 +284,10 @@ class Run:
                     crops = [functools.partial(_seen, batches, view) for view in views]
                     rows = torch.arange(len(samples))
                     averaged = marginalize(
-                        model, rows, crops=crops, batch_size=batch_size, probabilities=self._probabilities
-                    )
-                outputs = averaged.probabilities.float()
+                        model, rows, crops=crops, batch_size=batch_size,
+                        probabilities=lambda outputs: self._probabilities(outputs).reshape(len(outputs), -1),
+                    )  # fmt: skip
+                outputs = aligned(averaged.probabilities.float(), torch.from_numpy(nothing).to(device.device))
             else:
                 outputs = self._probabilities(outputs_of(model, batches, device.autocast())[0])
         except (MemoryError, RuntimeError) as error:
@@ -304,16 +306,17 @@ class Run:
         task = self.info["task"]
         return outputs if task == "regression" else outputs.softmax(1) if task == "classification" else outputs.sigmoid()
 
-    def _views(self, average: str, size: tuple[int, int] | None) -> list[View]:
+    def _views(self, average: str, size: tuple[int, int] | None) -> tuple[Augment | None, list[View]]:
+        """Returns what is seen beyond the border, and the views that are averaged over."""
         if not average:
-            return []
+            return None, []
         if size is None:
             raise InputError("average is for images, and the model was trained on features")
         # Without the colours' components, which belong to the training set, and with nothing wiped out.
         trained = dataclasses.replace(parse(self.recipe.augment.replace("auto", "none")), pca=0.0, erase=0.0, cutout=0.0)
         if "samples" in average and trained == trained.off():
             raise InputError(f"{self.path} was trained without augmentation, of which there are no samples")
-        return views_of(average, trained, min(size))
+        return trained.off(), views_of(average, trained, min(size))
 
 
 def _seen(batches: Batches, view: View, rows: torch.Tensor) -> torch.Tensor:

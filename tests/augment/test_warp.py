@@ -8,12 +8,18 @@ from numba.core import caching
 from PIL import Image
 from scipy import ndimage
 
-from trainwell.data import Images
-from trainwell.augment.warp import _compiled, centre_crop, warp
+from trainwell.augment.geometry import centre_crop
+from trainwell.augment.warp import PADDINGS, Views, _compiled
+from trainwell.augment.warp import warp as warped
 from trainwell.errors import InputError
+from trainwell.images import Images
 
 RNG = np.random.default_rng(0)
 ONES, ZEROS = np.ones((1, 3), np.float32), np.zeros((1, 3), np.float32)
+
+
+def warp(images, rows, maps, scale, shift, size, **options):
+    return warped(images, Views.plain(maps, scale, shift), size, rows=rows, **options)
 
 
 def _images(shapes):

@@ -70,9 +70,10 @@ _UNIFORM = {  # how many draws each takes, in this order; to be added to at the 
     "flip": 1, "flip_vertical": 1, "scale": 1, "crop": 2, "translate": 2, "rotate": 1, "stretch": 1, "shear": 1,
     "lens": 1, "brightness": 1, "contrast": 1, "saturation": 1, "hue": 1, "pca": 6, "erase": 5, "cutout": 2,
 }  # fmt: skip
+_MIXED = ("translate", "rotate", "stretch", "shear", "lens", "brightness", "contrast", "saturation", "hue", "pca")
 _MOST = {
     "flip": 1, "flip_vertical": 1, "crop": 1, "rotate": 180, "shear": 60, "lens": 0.33, "brightness": 1, "contrast": 1,
-    "saturation": 1, "hue": 180, "erase": 1, "cutout": 2,
+    "saturation": 1, "hue": 180, "erase": 1, "cutout": 2, "chance": 1,
 }  # fmt: skip
 
 
@@ -156,16 +157,18 @@ class Augment:
     channels_last: bool = False
 
     def __post_init__(self) -> None:
-        for name in _UNIFORM:
+        if isinstance(self.scale, list):  # as files have it
+            object.__setattr__(self, "scale", tuple(self.scale))
+        for name in (*_UNIFORM, "chance"):
             value = getattr(self, name)
-            if name == "scale":
-                low, high = self._scales
-                if not 0 < low <= high < float("inf"):
-                    raise InputError(f"scale is a part below 1, or a range above 0; it is {value}")
-            elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST.get(name, 10):
+            if name == "scale" and value != 0:
+                if not (_numbers(self._scales) and len(self._scales) == 2 and 0 < self._scales[0] <= self._scales[1]):
+                    raise InputError(f"scale is a part below 1, or a range above 0 as (0.8, 1.25); it is {value!r}")
+            elif not (_numbers((value,)) and 0 <= value <= _MOST.get(name, 10)):
                 raise InputError(f"{name} must be from 0 to {_MOST.get(name, 10)}; it is {value!r}")
-        if not 0 <= self.chance <= 1:
-            raise InputError(f"chance must be from 0 to 1; it is {self.chance}")
+        size = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+        if self.size is not None and not (len(size) == 2 and all(isinstance(s, int) and s > 0 for s in size)):
+            raise InputError(f"size is a number of pixels, or height and width; it is {self.size!r}")
         if self.padding_mode not in PADDINGS:
             raise InputError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {self.padding_mode!r}")
         if (self.mean is None) != (self.std is None):
@@ -178,58 +181,63 @@ class Augment:
         return f"Augment({', '.join(told)})"
 
     @property
-    def _scales(self) -> tuple[float, float]:
-        return self.scale if isinstance(self.scale, tuple) else (1 - self.scale, 1 + self.scale)
+    def _scales(self) -> tuple[float, ...]:
+        if isinstance(self.scale, tuple) or not _numbers((self.scale,)):
+            return self.scale if isinstance(self.scale, tuple) else ()
+        return (1 - self.scale, 1 + self.scale)
 
     def off(self) -> "Augment":
         """Returns one with every amount 0: the same size and normalisation, for validation."""
         return dataclasses.replace(self, **dict.fromkeys(_UNIFORM, 0.0))
 
-    def params(self, keys: npt.NDArray[np.uint64], size: tuple[int, int] = (1, 1)) -> Params:
+    def params(self, keys: npt.NDArray[np.uint64], size: int | tuple[int, int] | None = None) -> Params:
         """Draws what is done to each image, as a function of its key alone.
 
         An amount that is switched on or off changes no other's draws.
 
         Args:
             keys: one an image, `(n,)`; see `trainwell.random.keys`.
-            size: height and width of the batch, whose proportions the boxes that are wiped out take into account.
+            size: height and width of the batch, whose proportions the boxes that are wiped out take into account; by
+                default its own `size`, or as of a square.
         """
-        ends = np.cumsum(list(_UNIFORM.values()))
-        # Whether each is applied comes behind the amounts, because more amounts may come.
-        draws = random.uniform(keys, int(ends[-1]))
-        u = dict(zip(_UNIFORM, np.split(draws, ends[:-1], axis=1), strict=True))
-        applied = random.uniform(random.mix(keys), len(_UNIFORM)) < self.chance
-        on = dict(zip(_UNIFORM, applied.T.astype(np.float64), strict=True))
+        size = _pair(size or self.size or 1)
+        draws = random.uniform(np.asarray(keys, np.uint64), sum(_UNIFORM.values()))
+        # Whether each is applied is drawn behind the amounts, because more amounts may come.
+        applied = random.uniform(random.mix(keys), len(_UNIFORM)) < self.chance if self.chance < 1 else None
+        drawn: dict[str, Floats] = {}  # of the amounts that are on; what is left out is off
 
-        def spread(name: str) -> Floats:
-            """Evenly from minus to plus the amount, or 0 where it is not applied."""
-            return getattr(self, name) * (2 * u[name] - 1) * on[name][:, None]
-
-        low, high = self._scales
+        begin = 0
         boxes = []
-        if self.erase:
-            box = erase.random_boxes(u["erase"][:, 1:], size)
-            boxes.append(np.where(u["erase"][:, :1] < self.erase, box, 0))
-        if self.cutout:
-            boxes.append(erase.squares(u["cutout"], self.cutout, size))
-        normal = np.sqrt(-2 * np.log1p(-u["pca"][:, :3])) * np.cos(2 * np.pi * u["pca"][:, 3:])  # Box and Muller
-        return Params(
-            flip=(u["flip"][:, 0] < self.flip).astype(np.float64),
-            flip_vertical=(u["flip_vertical"][:, 0] < self.flip_vertical).astype(np.float64),
-            scale=low + (high - low) * u["scale"][:, 0],
-            position=self.crop * (2 * u["crop"] - 1),
-            translate=spread("translate"),
-            rotate=spread("rotate")[:, 0],
-            stretch=(1 + self.stretch) ** ((2 * u["stretch"][:, 0] - 1) * on["stretch"]),
-            shear=spread("shear")[:, 0],
-            lens=spread("lens")[:, 0],
-            brightness=1 + spread("brightness")[:, 0],
-            contrast=1 + spread("contrast")[:, 0],
-            saturation=1 + spread("saturation")[:, 0],
-            hue=spread("hue")[:, 0],
-            pca=self.pca * normal * on["pca"][:, None],
-            boxes=np.stack(boxes, 1) if boxes else np.zeros((1, 0, 4)),
-        )
+        for number, (name, count) in enumerate(_UNIFORM.items()):
+            u, amount = draws[:, begin : begin + count], getattr(self, name)
+            begin += count
+            if not amount:
+                continue
+            even = (2 * u - 1) if applied is None or name not in _MIXED else (2 * u - 1) * applied[:, number, None]
+            if name in ("flip", "flip_vertical"):
+                drawn[name] = (u[:, 0] < amount).astype(np.float64)
+            elif name == "scale":
+                drawn[name] = self._scales[0] + (self._scales[1] - self._scales[0]) * u[:, 0]
+            elif name == "crop":
+                drawn["position"] = amount * even
+            elif name == "translate":
+                drawn[name] = amount * even
+            elif name in ("rotate", "shear", "lens", "hue"):
+                drawn[name] = amount * even[:, 0]
+            elif name == "stretch":
+                drawn[name] = (1 + amount) ** even[:, 0]
+            elif name in ("brightness", "contrast", "saturation"):
+                drawn[name] = 1 + amount * even[:, 0]
+            elif name == "pca":
+                normal = np.sqrt(-2 * np.log1p(-u[:, :3])) * np.cos(2 * np.pi * u[:, 3:])  # Box and Muller
+                drawn[name] = amount * (normal if applied is None else normal * applied[:, number, None])
+            elif name == "erase":
+                boxes.append(np.where(u[:, :1] < amount, erase.random_boxes(u[:, 1:], size), 0))
+            elif name == "cutout":
+                boxes.append(erase.squares(u, amount, size))
+        if boxes:
+            drawn["boxes"] = np.stack(boxes, 1)
+        return Params(**drawn) if drawn else Params(flip=np.zeros(len(keys)))
 
     def views(
         self, params: Params, shapes: npt.NDArray[np.int32], size: tuple[int, int], channels: int, unit: float = 1.0
@@ -274,8 +282,10 @@ class Augment:
             raise InputError(
                 f"a batch of images is uint8 or float of shape (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}"
             )
-        size = self.size or (batch.shape[2], batch.shape[3])
-        size = (size, size) if isinstance(size, int) else size
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) not in (1, batch.shape[1]):
+                raise InputError(f"{name} has {len(values)} numbers, and the batch {batch.shape[1]} channels")
+        size = _pair(self.size or (batch.shape[2], batch.shape[3]))
         if params is None:
             keys = drawn_keys(len(batch)) if keys is None else np.asarray(keys).astype(np.uint64)
             params = self.params(keys, size)
@@ -287,6 +297,14 @@ class Augment:
         views = self.views(params, shapes, size, batch.shape[1], unit)
         out = warp(source, views, size, padding_mode=self.padding_mode, channels_last=self.channels_last)
         return out.to(self.dtype)
+
+
+def _numbers(values: Any) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
 
 
 def drawn_keys(count: int) -> npt.NDArray[np.uint64]:

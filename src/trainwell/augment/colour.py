@@ -4,15 +4,15 @@ Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolution
 for the components.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from trainwell.augment.warp import LUMA
 from trainwell.errors import InputError
 from trainwell.images import Images
 
-LUMA = np.array([0.299, 0.587, 0.114])  # how bright red, green and blue are: ITU-R BT.601
 _PIXELS = 1_000  # of each image, about, that covariances are taken over
 
 Floats = npt.NDArray[np.float64]
@@ -30,19 +30,21 @@ class Components(NamedTuple):
     vectors: tuple[tuple[float, float, float], ...]
 
 
-def principal_components(images: Images, rows: npt.NDArray[np.int64] | None = None, most: int = 2_000) -> Components:
+def principal_components(images: Any, rows: npt.NDArray[np.int64] | None = None, most: int = 2_000) -> Components:
     """Returns the principal components of the red, green and blue of all pixels of a training set.
 
     Args:
-        images: the images; those of one channel count as grey.
+        images: `tw.data.Images`, or a uint8 array or tensor of shape `(n, h, w[, c])` or `(n, c, h, w)`; those of one
+            channel count as grey.
         rows: which of them are trained on; by default all.
         most: how many images are looked at, spread evenly; of large ones, pixels of a grid.
 
     >>> noise = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
-    >>> components = principal_components(Images.from_array(noise.repeat(3, 3)))  # grey alone
+    >>> components = principal_components(noise.repeat(3, 3))  # grey alone
     >>> np.round(np.abs(components.vectors[0]), 3).tolist(), round(components.values[1], 6)
     ([0.577, 0.577, 0.577], 0.0)
     """
+    images = Images.of(images)
     rows = np.arange(len(images)) if rows is None else rows
     count, total, products = 0, np.zeros(3), np.zeros((3, 3))
     for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]:
@@ -53,9 +55,11 @@ def principal_components(images: Images, rows: npt.NDArray[np.int64] | None = No
         count, total, products = count + len(pixels), total + pixels.sum(0), products + pixels.T @ pixels
     mean = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(mean, mean))
-    order = np.argsort(values)[::-1]
+    values, vectors = values[::-1], vectors.T[::-1]
+    # A component's sign means nothing, and is another on other machines: the largest of its colours is made positive.
+    signs = np.sign(vectors[range(3), np.abs(vectors).argmax(1)])
     return Components(
-        tuple(np.maximum(values[order], 0).tolist()), tuple(tuple(vector) for vector in vectors.T[order].tolist())
+        tuple(np.maximum(values, 0).tolist()), tuple(tuple(vector) for vector in (signs[:, None] * vectors).tolist())
     )
 
 

@@ -1,7 +1,7 @@
 """What is averaged over at test: crops, shifts, flips, scales, and some draws of the augmentation of training.
 
 Ten crops are those of Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural
-networks* (2012), section 4.1; scales those of He, Zhang, Ren and Sun, *Deep residual learning* (2016), section 4.1.
+networks* (2012), section 4.1; scales those of He, Zhang, Ren and Sun, *Deep residual learning* (2016), section 3.4.
 """
 
 import dataclasses
@@ -100,7 +100,9 @@ def ten_crop(size: int, short_side: int | None = None) -> list[View]:
 
 
 def multi_scale(short_sides: Sequence[int] = SCALES, size: int = 224) -> list[View]:
-    """Returns ten crops at each of several scales: fifty by default, as ResNet's authors did.
+    """Returns ten crops at each of several scales: fifty by default.
+
+    ResNet's authors had the network see the whole image at each scale; ten crops stand for that.
 
     Args:
         short_sides: what the shorter side is resized to, in pixels.
@@ -117,13 +119,8 @@ def samples(augment: Augment, count: int, seed: int = 0) -> list[View]:
         count: how many draws.
         seed: of the draws.
     """
-    size = augment.size or (1, 1)
-    draws = augment.params(random.keys(random.key(seed, "samples"), np.arange(count)), _pair(size))
+    draws = augment.params(random.keys(random.key(seed, "samples"), np.arange(count)))
     return [View(draws[number : number + 1], augment) for number in range(count)]
-
-
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else size
 
 
 def average(text: str, augment: Augment, size: int) -> list[View]:
@@ -144,7 +141,7 @@ def average(text: str, augment: Augment, size: int) -> list[View]:
     known = ["flips", "shifts", "ten-crop", "multi-scale", "samples"]
     views: list[View] = []
     for part in text.split(","):
-        name, _, number = part.strip().partition(":")
+        name, _, number = part.strip().replace("_", "-").partition(":")
         if name not in known:
             raise InputError(f"average must be of {', '.join(known)}; it is {name!r}{nearest(name, known)}")
         if (name == "samples") != bool(number) or (number and not (number.isdecimal() and 0 < int(number) <= 1_000)):

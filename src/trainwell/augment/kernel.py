@@ -159,7 +159,9 @@ def _warp(
                     for x in range(width):
                         u, v = (xs[x] + 0.5) / (2 * wide), (ys[x] + 0.5) / (2 * tall)
                         u, v = 2 * wide * abs(u - np.floor(u + 0.5)), 2 * tall * abs(v - np.floor(v + 0.5))
-                        xs[x], ys[x] = u - 0.5, v - 0.5
+                        # Places inside stay as they are, to the bit.
+                        xs[x] = u - 0.5 if xs[x] < -0.5 or xs[x] > wide - 0.5 else xs[x]
+                        ys[x] = v - 0.5 if ys[x] < -0.5 or ys[x] > tall - 0.5 else ys[x]
                 for x in range(width):
                     xs[x] = min(max(xs[x], float(left)), end - 1.0)
                     ys[x] = min(max(ys[x], float(top)), bottom - 1.0)

@@ -1,7 +1,7 @@
 """A sheet of pictures: what an augmentation does to one's own images."""
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +18,20 @@ _COLUMNS = 6
 _TILE, _LABEL, _GAP = 96, 132, 4  # pixels
 
 
-def pictures(augment: Augment, images: Images, rows: npt.ArrayLike = (0, 1), seed: int = 0) -> "Image":
+def pictures(augment: Augment, images: Any, rows: npt.ArrayLike | None = None, seed: int = 0) -> "Image":
     """Returns a sheet: a row for each amount alone, from its one end to its other, and rows of all of them, drawn.
 
     Args:
         augment: what is shown; amounts that are 0 are left out.
-        images: where the images are.
-        rows: which of them are shown.
+        images: `tw.data.Images`, or a uint8 array or tensor of shape `(n, h, w[, c])` or `(n, c, h, w)`.
+        rows: which of them are shown; by default the first two.
         seed: of the draws.
     """
     from PIL import Image as Picture
     from PIL import ImageDraw
 
-    chosen = np.asarray(rows, np.int64)
+    images = Images.of(images)
+    chosen = np.arange(min(2, len(images))) if rows is None else np.asarray(rows, np.int64)
     lines = [(name, each, params) for each in chosen[:1] for name, params in _alone(augment)]
     for each in chosen:
         keys = random.keys(random.key(seed, "pictures", int(each)), np.arange(_COLUMNS))

@@ -75,7 +75,7 @@ class Views:
         }  # fmt: skip
         types = {"maps": np.float64, "lens": np.float64, "boxes": np.int64}
         values = {
-            name: np.ascontiguousarray(np.broadcast_to(getattr(self, name), shape), types.get(name, np.float32))
+            name: np.array(np.broadcast_to(getattr(self, name), shape), types.get(name, np.float32), order="C")
             for name, shape in shapes.items()
         }
         if not (np.isfinite(values["maps"]).all() and np.isfinite(values["lens"]).all()):
@@ -184,12 +184,15 @@ def _reference(
         )  # fmt: skip
         mean = _mean_grey(pixels)
         pixels = F.avg_pool2d(pixels, (ny, nx), ceil_mode=True) if ny > 1 or nx > 1 else pixels
-        y, x = ((2 * torch.arange(side) + 1) / side - 1 for side in (height, width))
+        y, x = ((2 * torch.arange(side, dtype=torch.float32) + 1) / side - 1 for side in (height, width))
         at = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1)
-        distance = ((at * torch.tensor([width, height])) ** 2).sum(-1) / (width**2 + height**2)
+        distance = ((at * torch.tensor([width, height], dtype=torch.float32)) ** 2).sum(-1) / (width**2 + height**2)
         at = at * (1 + lens[:, None, None] * distance)[..., None]
         grid = at @ maps[:, None, :, :2].transpose(-1, -2) + maps[:, None, None, :, 2]
-        read = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
+        if (h, w) == (height, width) and (few.maps == np.eye(2, 3)).all() and not few.lens.any():
+            read = pixels  # to the bit
+        else:
+            read = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding_mode, align_corners=False)
         read = torch.einsum("nij,njhw->nihw", colour, read.expand(-1, channels, -1, -1))
         out[members] = read + (shift + (to_grey * mean)[:, None] * grey)[:, :, None, None]
     for i, boxes in enumerate(views.boxes):
@@ -208,7 +211,7 @@ def _in_units(maps: Floats, source: tuple[int, int], size: tuple[int, int], bloc
 def _mean_grey(pixels: Tensor) -> Tensor:
     apart = max(1, math.isqrt(pixels.shape[2] * pixels.shape[3] // MEAN_OF))
     means = pixels[:, :, ::apart, ::apart].double().mean((2, 3)).float()
-    return means @ torch.tensor(LUMA) if means.shape[1] == 3 else means.mean(1)
+    return means @ torch.tensor(LUMA, dtype=torch.float32) if means.shape[1] == 3 else means.mean(1)
 
 
 # ---------------------------------------------------------------------- compiled

@@ -1,6 +1,5 @@
 """Which augmentation suits the data, and what it needs to know of them."""
 
-import dataclasses
 import string
 from collections.abc import Sequence
 
@@ -43,7 +42,5 @@ def chosen(task: str, classes: Sequence[str], images: bool) -> tuple[str, str]:
 
 def of_part(text: str, part: Part) -> Augment:
     """Returns an augmentation as it is written in a recipe, for a training part."""
-    augment = parse(text)
-    if augment.pca and isinstance(part.inputs, Images):
-        augment = dataclasses.replace(augment, components=principal_components(part.inputs, part.indices))
-    return augment
+    images = part.inputs
+    return parse(text, principal_components(images, part.indices) if isinstance(images, Images) else None)
