@@ -23,12 +23,14 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def run(options: argparse.Namespace, rows: Path, recipes: list[str], seeds: int, val: int = 200) -> None:
+def run(
+    options: argparse.Namespace, rows: Path, recipes: list[str], seeds: int, val: int = 200, average: str = ""
+) -> None:
     """Runs recipes by `seeds.py`, without those whose rows are there."""
     split, limit = {"val": 0.04, "test": 0.4}, {"train": 4000, "val": val, "test": 20000}
     subprocess.run(
         [sys.executable, HERE / "seeds.py", options.source, "--same-split",
          "--split", json.dumps(split), "--limit", json.dumps(limit),
-         "--jobs", str(options.jobs), "--csv", rows, "--seeds", str(seeds), *recipes],
+         "--jobs", str(options.jobs), "--csv", rows, "--seeds", str(seeds), "--average", average, *recipes],
         check=True,
     )  # fmt: skip

@@ -6,13 +6,15 @@
   workers, fp32, AdamW as it comes.
 - plain, bf16: the same with bf16 autocast and channels_last, so that only the loop differs from ours.
 - bare: forward, backward and step on one batch that is ready in memory, fp32, or bf16 with channels_last.
-- ours: the training loop of `fit` over the decoded store.
+- ours: the training loop of `fit` over the decoded store, without augmentation, as the others.
+- ours, standard: the same with the augmentation that `fit` does by default.
 
 All contenders take the same steps of the same size with the same model, in turn, round after round; a figure is the
 median of its rounds, a ratio the median of the rounds' ratios. Without --data a folder of random images is made.
 """
 
 import argparse
+import dataclasses
 import os
 import statistics
 import tempfile
@@ -28,6 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import trainwell as tw
 from trainwell.train.display import Display
+from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, prepared
 
 BATCH = 128
@@ -124,11 +127,14 @@ def main() -> None:
         cold_plain = time.perf_counter() - began
         began = time.perf_counter()
         data = tw.load(root, val=BATCH, test=BATCH, quiet=True)
-        recipe = tw.Recipe(model="resnet8", batch_size=BATCH, steps=10**9, threads=options.threads)
-        with prepared(data, recipe, Custom(), Display(quiet=True)) as trainer:
-            trainer.model.train()
+        recipe = tw.Recipe(model="resnet8", batch_size=BATCH, steps=10**9, threads=options.threads, augment="none")
+        changing = dataclasses.replace(recipe, augment="standard")
+        with (
+            prepared(data, recipe, Custom(), Display(quiet=True)) as trainer,
+            prepared(data, changing, Custom(), Display(quiet=True)) as augmented,
+        ):
 
-            def our_epoch(steps: int) -> Callable[[], None]:
+            def our_epoch(steps: int, trainer: Trainer = trainer) -> Callable[[], None]:
                 def epoch() -> None:
                     for _ in range(steps):
                         trainer.epoch, trainer.batch = divmod(trainer.step, len(trainer.train))
@@ -144,6 +150,7 @@ def main() -> None:
                 "bare fp32": bare_epoch(options.steps, fast=False),
                 "bare bf16": bare_epoch(options.steps, fast=True),
                 "ours": our_epoch(options.steps),
+                "ours, standard": our_epoch(options.steps, augmented),
             }
             seconds: dict[str, list[float]] = {name: [] for name in contenders}
             for round_ in range(options.rounds + 1):
@@ -159,7 +166,7 @@ def main() -> None:
     for name, times in seconds.items():
         ratio = statistics.median(other / own for other, own in zip(times, seconds["ours"], strict=True))
         speeds = [options.steps * BATCH / one for one in times]
-        print(f"{name:12} {statistics.median(speeds):8,.0f} images/s ({min(speeds):,.0f} to {max(speeds):,.0f});  "
+        print(f"{name:15} {statistics.median(speeds):8,.0f} images/s ({min(speeds):,.0f} to {max(speeds):,.0f});  "
               f"ours is {ratio:.2f}x as fast")  # fmt: skip
     print(f"first epoch of {len(files):,} files from a cold cache: plain fp32 {cold_plain:.1f} s, "
           f"ours {cold_ours:.1f} s with decoding and compiling: {cold_plain / cold_ours:.2f}x")  # fmt: skip

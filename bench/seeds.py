@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+import numpy as np
 from scipy import stats
 
 import trainwell as tw
@@ -56,11 +57,26 @@ def run(
     split_seed: int,
     limits: dict[str, int],
     split: dict[str, float],
+    average: str,
 ) -> dict[str, Any]:
     data = limited(tw.load(source, split_seed=split_seed, quiet=True, **split), limits, split_seed)
     with tempfile.TemporaryDirectory() as folder:
         made = tw.fit(data, out=Path(folder) / "run", quiet=True, save_seconds=1e9, **{"seed": seed, **fields})
-        return {name: made.result.get(name) for name in FIGURES}
+        figures = {name: made.result.get(name) for name in FIGURES}
+        return figures | (averaged(made, data, average) if average else {})
+
+
+def averaged(made: tw.Run, data: Data, average: str) -> dict[str, float]:
+    """Returns what averaging over views makes of the test part of images of one size."""
+    assert data.images is not None
+    images = np.stack([data.images[row] for row in data.test.indices])
+    targets = data.test.targets[data.test.indices]
+    probabilities = made.predict(images, average=average).outputs.astype(np.float64)
+    right = probabilities[np.arange(len(targets)), targets]
+    return {
+        "average_accuracy": float((probabilities.argmax(1) == targets).mean()),
+        "average_loss": float(-np.log(right.clip(1e-12)).mean()),
+    }
 
 
 def mean_and_interval(values: list[float]) -> str:
@@ -81,6 +97,7 @@ def main() -> None:
     parser.add_argument("--same-split", action="store_true", help="split by seed 0 always")
     parser.add_argument("--limit", type=json.loads, default={}, help='such as {"train": 4000, "test": 20000}')
     parser.add_argument("--split", type=json.loads, default={}, help='fractions, such as {"val": 0.04, "test": 0.4}')
+    parser.add_argument("--average", default="", help="views that the test part is averaged over too: `shifts`, …")
     options = parser.parse_args()
 
     rows = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
@@ -95,8 +112,9 @@ def main() -> None:
     def one(name: str, fields: dict[str, Any], seed: int) -> dict[str, Any]:
         split_seed = 0 if options.same_split else seed
         figures = run(
-            options.source, {"threads": options.threads, **fields}, seed, split_seed, options.limit, options.split
-        )
+            options.source, {"threads": options.threads, **fields}, seed, split_seed, options.limit, options.split,
+            options.average,
+        )  # fmt: skip
         return {"recipe": name, "fields": json.dumps(fields), "seed": seed, "split_seed": split_seed, **figures}
 
     work = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")

@@ -125,6 +125,10 @@ TECHNIQUES = [
             "grad_accum_steps": 3,
         },
     ),
+    Technique("augmentation, light", {"augment": "light(flip=0)"}),
+    Technique("augmentation, standard", {"augment": "standard(flip=0)"}),
+    Technique("augmentation, strong", {"augment": "strong(flip=0)", "lr": 5e-3}),
+    Technique("augmentation, chosen by itself, balanced", {"augment": "auto", "sampling": "balanced"}),
     Technique("label smoothing", {"label_smoothing": 0.1}),
     Technique("class weights", {"class_weight": "balanced"}),
     Technique("balanced sampling", {"sampling": "balanced"}),
@@ -151,6 +155,7 @@ REGULARIZERS = {
     "L1": {"l1": 1e-4},
     "L2": {"l2": 1e-2},
     "SAM": {"sam": 0.05},
+    "augmentation": {"augment": "strong(flip=0)"},
 }
 """What the techniques against overfitting add to a recipe; pooling is the model's."""
 

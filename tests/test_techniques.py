@@ -19,7 +19,7 @@ def data():
 
 def _fit(data, technique: Technique, out, **fields):
     tw.random.seed_everything(0)
-    recipe = {"batch_size": 64, "epochs": 4, "threads": 1, **technique.recipe, **fields}
+    recipe = {"batch_size": 64, "epochs": 4, "threads": 1, "augment": "none", **technique.recipe, **fields}
     return tw.fit(data, out=out, model=technique.model(), quiet=True, **recipe)
 
 
@@ -82,6 +82,7 @@ def test_all_that_go_together_do_so_and_resume(data, tmp_path, monkeypatch):
         "optimizer": "sgd", "lr": 0.05, "label_smoothing": 0.1, "clip_grad": 0.5, "batch_size": 24,
         "grad_accum_steps": 3, "patience": 3, "on_nonfinite": "halve", "precision": "bf16", "sam": 0.05, "l1": 1e-4,
         "mixup": 0.2, "cutmix": 1.0, "drop_rate": 0.2, "drop_map_rate": 0.1, "dropconnect": 0.2, "drop_path_rate": 0.2,
+        "augment": "standard",
     }, model=lambda: Residual(FractionalMaxPool2d, 0.7))  # fmt: skip
     whole = _fit(data, together, tmp_path / "whole")
     with monkeypatch.context() as patch:

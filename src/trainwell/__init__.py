@@ -43,8 +43,17 @@ __getattr__ = attributes(
         **{
             package: package
             for package in (
-                "augment", "data", "ensemble", "errors", "lab", "models", "optim", "random", "regularize", "train",
-            )  # fmt: skip
+                "augment",
+                "data",
+                "ensemble",
+                "errors",
+                "lab",
+                "models",
+                "optim",
+                "random",
+                "regularize",
+                "train",
+            )
         },
         "InputError": "errors",
         "Recipe": "train.recipe",

@@ -20,9 +20,9 @@ from trainwell.augment import average as views_of
 from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
-from trainwell.images import Images
 from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, is_out_of_memory
+from trainwell.images import Images
 from trainwell.train import hardware, history
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.losses import aligned
@@ -304,7 +304,9 @@ class Run:
     def _probabilities(self, outputs: torch.Tensor) -> torch.Tensor:
         """Returns what is averaged: probabilities, or the outputs themselves where they are values."""
         task = self.info["task"]
-        return outputs if task == "regression" else outputs.softmax(1) if task == "classification" else outputs.sigmoid()
+        return (
+            outputs if task == "regression" else outputs.softmax(1) if task == "classification" else outputs.sigmoid()
+        )
 
     def _views(self, average: str, size: tuple[int, int] | None) -> tuple[Augment | None, list[View]]:
         """Returns what is seen beyond the border, and the views that are averaged over."""
@@ -313,7 +315,9 @@ class Run:
         if size is None:
             raise InputError("average is for images, and the model was trained on features")
         # Without the colours' components, which belong to the training set, and with nothing wiped out.
-        trained = dataclasses.replace(parse(self.recipe.augment.replace("auto", "none")), pca=0.0, erase=0.0, cutout=0.0)
+        trained = dataclasses.replace(
+            parse(self.recipe.augment.replace("auto", "none")), pca=0.0, erase=0.0, cutout=0.0
+        )
         if "samples" in average and trained == trained.off():
             raise InputError(f"{self.path} was trained without augmentation, of which there are no samples")
         return trained.off(), views_of(average, trained, min(size))
@@ -322,8 +326,9 @@ class Run:
 def _seen(batches: Batches, view: View, rows: torch.Tensor) -> torch.Tensor:
     """Returns a view of some images, as a model's batch."""
     images, size, numbers = batches.part.inputs, batches.size, rows.numpy()
-    assert isinstance(images, Images) and size is not None
-    return batches.images(numbers, view.at(images.shapes[numbers], size)).to(batches.device)
+    assert isinstance(images, Images)
+    assert size is not None
+    return batches.changed(numbers, view.at(images.shapes[numbers], size)).to(batches.device)
 
 
 def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from trainwell.augment.geometry import centre_crop
-from trainwell.augment.warp import PADDINGS, Views, _compiled
+from trainwell.augment.warp import Views, _compiled
 from trainwell.augment.warp import warp as warped
 from trainwell.errors import InputError
 from trainwell.images import Images

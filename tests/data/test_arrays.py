@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainwell.images import Images
 from trainwell.data.sources import load
 from trainwell.errors import InputError
+from trainwell.images import Images
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(60, 5))

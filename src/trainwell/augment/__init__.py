@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from trainwell.augment.augment import Augment, Params
     from trainwell.augment.colour import Components, principal_components
     from trainwell.augment.crops import View, average, flips, multi_scale, samples, shifts, ten_crop
-    from trainwell.augment.sheet import pictures
     from trainwell.augment.presets import PRESETS, light, none, parse, standard, strong
+    from trainwell.augment.sheet import pictures
 
 __all__ = [
     "PRESETS",

@@ -82,8 +82,8 @@ class Augment:
     """Draws a change for each image of a batch and makes them all in one pass over uint8 or float images.
 
     Each amount is 0 for off, and its draws are spread evenly over its range, apart from `pca`'s, which are normal. All
-    geometry becomes one map, so that pixels are interpolated once, and are averaged where the image shrinks; colours are
-    one matrix, not cut off at black and white.
+    geometry becomes one map, so that pixels are interpolated once, and are averaged where the image shrinks; colours
+    are one matrix, not cut off at black and white.
 
     A call takes images uint8, or float32 from 0 to 1, `(n, c, h, w)`, of any number of channels, on any device, and
     returns `(n, c, *size)`. On the CPU that is a compiled pass where numba is installed and there are 1 or 3 channels,
@@ -188,7 +188,8 @@ class Augment:
 
     def off(self) -> "Augment":
         """Returns one with every amount 0: the same size and normalisation, for validation."""
-        return dataclasses.replace(self, **dict.fromkeys(_UNIFORM, 0.0))
+        none: dict[str, Any] = dict.fromkeys(_UNIFORM, 0.0)
+        return dataclasses.replace(self, **none)
 
     def params(self, keys: npt.NDArray[np.uint64], size: int | tuple[int, int] | None = None) -> Params:
         """Draws what is done to each image, as a function of its key alone.
@@ -253,8 +254,9 @@ class Augment:
         """
         p = params
         linear = geometry.inverse(p.flip, p.flip_vertical, p.stretch, p.shear, p.rotate, p.scale)
-        mean, std = (np.broadcast_to(np.zeros(1) if self.mean is None else np.asarray(self.mean, np.float64), channels),
-                     np.broadcast_to(np.ones(1) if self.std is None else np.asarray(self.std, np.float64), channels))  # fmt: skip
+        mean, std = (
+            np.broadcast_to(np.array(given, np.float64), channels) for given in (self.mean or 0, self.std or 1)
+        )
         return Views(
             maps=geometry.place(linear, shapes, size, scale=p.scale, position=p.position, translate=p.translate),
             colour=colour.matrices(p.brightness * p.contrast, p.saturation, p.hue, channels) * (unit / std)[:, None],

@@ -1,4 +1,4 @@
-"""Brightness, contrast and colour as one matrix over the channels; the principal components of a training set's colours.
+"""Brightness, contrast and colour as one matrix over the channels; the principal components of a set's colours.
 
 Krizhevsky, Sutskever and Hinton, *ImageNet classification with deep convolutional neural networks* (2012), section 4.1,
 for the components.
@@ -74,13 +74,13 @@ def matrices(gain: Floats, saturation: Floats, hue: Floats, channels: int) -> Fl
     """
     gain = gain[:, None, None]
     if channels != 3:
-        return gain * np.eye(channels)
+        return np.asarray(gain * np.eye(channels))
     kept = saturation[:, None, None]
     greyer = kept * np.eye(3) + (1 - kept) * np.broadcast_to(LUMA, (3, 3))
     angle = np.deg2rad(hue)[:, None, None]
     axis = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # the cross product with grey's direction
     turn = np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * (axis @ axis)  # Rodrigues
-    return gain * (turn @ greyer)
+    return np.asarray(gain * (turn @ greyer))
 
 
 def along(components: Components | None, alphas: Floats, channels: int) -> Floats:
@@ -92,5 +92,7 @@ def along(components: Components | None, alphas: Floats, channels: int) -> Float
     if channels != 3 or not alphas.any():
         return np.zeros((len(alphas), channels))
     if components is None:
-        raise InputError("pca needs the colours of the training set: components=tw.augment.principal_components(images)")
-    return (alphas * np.array(components.values)) @ np.array(components.vectors)
+        raise InputError(
+            "pca needs the colours of the training set: components=tw.augment.principal_components(images)"
+        )
+    return np.asarray((alphas * np.array(components.values)) @ np.array(components.vectors))

@@ -5,7 +5,7 @@ networks* (2012), section 4.1; scales those of He, Zhang, Ren and Sun, *Deep res
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +49,7 @@ class View:
         return dataclasses.replace(self.params, scale=self.params.scale * cover * (short / shapes[:, :2].min(axis=1)))
 
     def __call__(self, batch: Tensor) -> Tensor:
-        """Returns the view of a batch `(n, c, h, w)`, uint8, or float: also normalised already, if no colour changes."""
+        """Returns the view of a batch `(n, c, h, w)`, uint8 or float: normalised already, if no colours change."""
         shape = np.array([batch.shape[2:]], np.int32)
         size = self.augment.size or (batch.shape[2], batch.shape[3])
         return self.augment(batch, params=self.at(shape, (size, size) if isinstance(size, int) else size))
@@ -89,7 +89,9 @@ def ten_crop(size: int, short_side: int | None = None) -> list[View]:
     [0.0, 1.0, 4.0, 5.0, 2.5]
     """
     if short_side is not None and short_side < size:
-        raise InputError(f"crops of {size} do not fit images whose short side is {short_side}: give a larger short_side")
+        raise InputError(
+            f"crops of {size} do not fit images whose short side is {short_side}: give a larger short_side"
+        )
     augment = Augment(size=size)
     places = [*((x, y) for y in (-1.0, 1.0) for x in (-1.0, 1.0)), (0.0, 0.0)]
     return [
@@ -146,11 +148,12 @@ def average(text: str, augment: Augment, size: int) -> list[View]:
             raise InputError(f"average must be of {', '.join(known)}; it is {name!r}{nearest(name, known)}")
         if (name == "samples") != bool(number) or (number and not (number.isdecimal() and 0 < int(number) <= 1_000)):
             raise InputError(f"average: {part.strip()!r}; samples alone takes a number, from 1 to 1000: samples:8")
-        views += {
+        made: dict[str, Callable[[], list[View]]] = {
             "flips": flips,
             "shifts": shifts,
             "ten-crop": lambda: ten_crop(size, round(size * 8 / 7)),
             "multi-scale": lambda: multi_scale([round(side * size / SCALES[0]) for side in SCALES], size),
             "samples": lambda: samples(augment, int(number)),  # noqa: B023
-        }[name]()
+        }
+        views += made[name]()
     return views

@@ -44,9 +44,9 @@ def squares(uniform: Floats, side: float, size: tuple[int, int]) -> Floats:
         As `random_boxes`.
     """
     half = side * min(size) / np.array(size) / 2
-    return np.clip(np.concatenate([uniform - half, uniform + half], 1), 0, 1)
+    return np.asarray(np.clip(np.concatenate([uniform - half, uniform + half], 1), 0, 1))
 
 
 def in_pixels(boxes: Floats, size: tuple[int, int]) -> npt.NDArray[np.int64]:
     """Returns boxes in whole pixels."""
-    return np.rint(boxes * np.array([*size, *size])).astype(np.int64)
+    return np.asarray(np.rint(boxes * np.array([*size, *size])), np.int64)

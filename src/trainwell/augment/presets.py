@@ -38,15 +38,15 @@ def standard(**changes: Any) -> Augment:
     >>> standard(flip=0.0, size=224).flip
     0.0
     """
-    amounts = {"flip": 0.5, "crop": 1.0, "scale": (0.9, 1.25), "translate": 0.1, "rotate": 10.0, "stretch": 0.1,
+    amounts: dict[str, Any] = {"flip": 0.5, "crop": 1.0, "scale": (0.9, 1.25), "translate": 0.1, "rotate": 10.0, "stretch": 0.1,
                "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}  # fmt: skip
     return Augment(**amounts | _pca(changes) | changes)
 
 
 def strong(**changes: Any) -> Augment:
     """Returns all of it, for long training and few images; with the training set's `components` also `pca=0.1`."""
-    amounts = {"flip": 0.5, "crop": 1.0, "scale": (0.8, 1.5), "translate": 0.15, "rotate": 20.0, "stretch": 0.2,
-               "shear": 8.0, "lens": 0.15, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 10.0,
+    amounts: dict[str, Any] = {"flip": 0.5, "crop": 1.0, "scale": (0.8, 1.5), "translate": 0.15, "rotate": 20.0,
+               "stretch": 0.2, "shear": 8.0, "lens": 0.15, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 10.0,
                "erase": 0.25}  # fmt: skip
     return Augment(**amounts | _pca(changes) | changes)
 
@@ -86,8 +86,10 @@ def parse(text: str, components: Components | None = None) -> Augment:
                 f"augment must be one of {', '.join(PRESETS)}, or amounts as in standard(flip=0); it is {text!r}"
             )
     if name not in names:
-        raise InputError(f"augment must be one of {', '.join(PRESETS)}, or amounts as in standard(flip=0); it is {text!r}"
-                         f"{nearest(name, names)}")  # fmt: skip
+        hint = nearest(name, names)
+        raise InputError(
+            f"augment must be one of {', '.join(PRESETS)}, or amounts as in standard(flip=0); it is {text!r}{hint}"
+        )
     values = {}
     for change in changes:
         if change.arg not in _DRAWN or change.arg in values:

@@ -51,7 +51,7 @@ def _alone(augment: Augment) -> list[tuple[str, Params]]:
     ends = np.linspace(-1, 1, _COLUMNS)
     low, high = augment.scale if isinstance(augment.scale, tuple) else (1 - augment.scale, 1 + augment.scale)
     ways = np.stack([ends, np.zeros(_COLUMNS)], 1)
-    names = {
+    names: dict[str, tuple[str, dict[str, Any]]] = {
         "flip": (f"flip {augment.flip:.0%}", {"flip": np.arange(_COLUMNS) % 2.0}),
         "flip_vertical": (f"flip_vertical {augment.flip_vertical:.0%}", {"flip_vertical": np.arange(_COLUMNS) % 2.0}),
         "crop": (f"crop {augment.crop:g}", {"position": augment.crop * np.stack([ends, ends], 1)}),
@@ -70,7 +70,7 @@ def _alone(augment: Augment) -> list[tuple[str, Params]]:
     lines = [(label, Params(**params)) for name, (label, params) in names.items() if getattr(augment, name)]
     for name in ("erase", "cutout"):
         if amount := getattr(augment, name):
-            wiped = dataclasses.replace(Augment(), **{name: 1.0 if name == "erase" else amount})
+            wiped = Augment(erase=1.0) if name == "erase" else Augment(cutout=amount)
             boxes = wiped.params(random.keys(random.key(0, name), np.arange(_COLUMNS))).boxes
             lines.append((f"{name} {amount:.0%}", Params(boxes=boxes)))
     return lines

@@ -1,7 +1,7 @@
 """One pass from images to a batch: gather, resample once, colour, normalise, erase.
 
-Every image has its own map from the pixels of the batch to its own pixels: a lens about the centre of the batch's image,
-then an affine map. Where the map shrinks, the mean of a block of pixels stands for each pixel that is read, so that
+Every image has its own map from the pixels of the batch to its own: a lens about the centre of the batch's image, then
+an affine map. Where the map shrinks, the mean of a block of pixels stands for each pixel that is read, so that
 nothing is aliased; what is between pixels is interpolated bilinearly. Then the channels are mixed by a matrix and
 shifted, by which brightness, contrast, colour and normalisation are one step.
 """
@@ -74,7 +74,7 @@ class Views:
             "boxes": (count, *self.boxes.shape[1:]),
         }  # fmt: skip
         types = {"maps": np.float64, "lens": np.float64, "boxes": np.int64}
-        values = {
+        values: dict[str, Any] = {
             name: np.array(np.broadcast_to(getattr(self, name), shape), types.get(name, np.float32), order="C")
             for name, shape in shapes.items()
         }
@@ -138,9 +138,7 @@ class _Batch:
 
     def __init__(self, batch: Tensor) -> None:
         if batch.ndim != 4 or batch.dtype not in (torch.uint8, torch.float32):
-            raise InputError(
-                f"a batch of images is uint8 or float32 of shape (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}"
-            )
+            raise ValueError(f"a batch is uint8 or float32, (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}")
         self.batch = batch.detach()
         count, channels, height, width = batch.shape
         self.shapes = np.tile(np.array([height, width, channels], np.int32), (count, 1))
@@ -157,7 +155,7 @@ class _Batch:
 def _shrinkage(maps: Floats) -> npt.NDArray[np.int64]:
     """Returns the sides of the blocks whose mean stands for a pixel, `(n, 2)`: how far apart pixels are read."""
     apart = np.sqrt((maps[:, :, :2] ** 2).sum(axis=2))[:, ::-1]  # in rows, in columns
-    return np.maximum(1, np.floor(apart + 0.5)).astype(np.int64)
+    return np.asarray(np.maximum(1, np.floor(apart + 0.5)), np.int64)
 
 
 # ---------------------------------------------------------------------- in tensor operations
@@ -201,7 +199,7 @@ def _reference(
 
 
 def _in_units(maps: Floats, source: tuple[int, int], size: tuple[int, int], blocks: tuple[int, int]) -> Floats:
-    """Returns maps between coordinates that run from -1 to 1 over the batch's image and over the blocks of the source."""
+    """Returns maps between coordinates that run from -1 to 1 over the batch's image and the blocks of the source."""
     half = np.array([size[1], size[0]]) / 2
     whole = np.array([-(-side // n) * n for side, n in zip(source, blocks, strict=True)])[::-1]
     linear, offset = maps[:, :, :2] * half, maps[:, :, :2] @ half + maps[:, :, 2]
@@ -255,4 +253,5 @@ def _in_threads(
             few.to_grey, few.grey, few.boxes, pad, flat[start * strides[0] :], strides, *out.shape[2:], out.shape[1],
         )  # fmt: skip
 
-    share(work, len(rows), threads=torch.get_num_threads() if len(rows) * out.shape[2] * out.shape[3] > _FEW else 1)
+    threads = torch.get_num_threads() if len(rows) * out.shape[2] * out.shape[3] > _FEW else 1
+    share(work, len(rows), threads=threads, as_torch=True)  # between torch's own operations, whose threads are awake

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from trainwell.data.dataset import Samples
 from trainwell.data.folder import PARTS
-from trainwell.images import Images
 from trainwell.errors import InputError, nearest
+from trainwell.images import Images
 
 Array = npt.NDArray[Any]
 Pairs = dict[str, tuple[Array, ...]]

@@ -116,7 +116,7 @@ class Batches:
         if mean is None or std is None:
             mean, std = statistics(part)
         self.mean, self.std = np.asarray(mean, np.float64), np.asarray(std, np.float64)
-        normalised = {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
+        normalised: dict[str, Any] = {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
         self.augment = dataclasses.replace(augment or Augment(padding_mode="border"), **normalised)
         self.size = None
         if isinstance(part.inputs, Images):
@@ -166,15 +166,15 @@ class Batches:
             yield self.batch(epoch, number)
 
     def _inputs(self, rows: npt.NDArray[np.int64], row_keys: npt.NDArray[np.uint64]) -> torch.Tensor:
-        if self.size is not None:
-            return self.images(rows, self.augment.params(row_keys, self.size))
+        if isinstance(self.part.inputs, Images):
+            return self.changed(rows, self.augment.params(row_keys, self.size))
         values: npt.NDArray[Any] = self.part.inputs[rows]
         spread = _along_columns(values.ndim)
         return torch.from_numpy(
             ((values - self.mean.reshape(spread)) / self.std.reshape(spread)).astype(np.float32, copy=False)
         )
 
-    def images(self, rows: npt.NDArray[np.int64], params: Params) -> torch.Tensor:
+    def changed(self, rows: npt.NDArray[np.int64], params: Params) -> torch.Tensor:
         """Returns images as they are batched, with something done to each; on the CPU.
 
         Args:
@@ -182,7 +182,8 @@ class Batches:
             params: what is done to them.
         """
         images, size = self.part.inputs, self.size
-        assert isinstance(images, Images) and size is not None
+        assert isinstance(images, Images)
+        assert size is not None
         views = self.augment.views(params, images.shapes[rows], size, len(self.mean), 1 / 255)
         padding = self.augment.padding_mode
         return warp(images, views, size, rows=rows, padding_mode=padding, channels_last=self.channels_last)

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell.data import duplicates, odd
-from trainwell.images import Images
 from trainwell.files import write_json
+from trainwell.images import Images
 
 _FORMAT = 1  # to be raised whenever a look would find something else
 _FILE = "seen.json"

@@ -20,9 +20,9 @@ import numpy.typing as npt
 from trainwell import progress
 from trainwell.data.dataset import Skipped
 from trainwell.data.folder import File
-from trainwell.images import Images
 from trainwell.errors import InputError
 from trainwell.files import cache_folder, new_directory, remove_partials
+from trainwell.images import Images
 
 _FORMAT = 3  # to be raised whenever the same files would be stored differently
 _FEW = 256  # up to so many files, starting processes costs more than they save

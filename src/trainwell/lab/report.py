@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 T = TypeVar("T")
 _Table = dict[str, Any]
 _NUMBER = int | float
+_LARGEST = 5_000  # pixels of a side of what shows augmentation
 _SHARP_BELOW = 100  # pixels; smaller pictures are enlarged with their pixels showing
 
 
@@ -61,6 +62,7 @@ class _Run:
     result: _Table  # empty while the run is going
     evaluation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None  # outputs and targets of the test part
     mistakes: list[_Table] | None
+    augmentation: str | None  # a picture
 
     @property
     def noun(self) -> str:
@@ -96,6 +98,7 @@ def _read(folder: Path) -> _Run:
         _load(folder / "result.json", lambda path: _result(path, facts["task"])) or {},
         _load(folder / "evaluation.safetensors", lambda path: _evaluation(path, facts)),
         _load(folder / "mistakes.json", lambda path: _mistakes(path, facts["classes"])),
+        _load(folder / "augmentation.png", _sheet),
     )
 
 
@@ -212,6 +215,16 @@ def _mistakes(path: Path, classes: list[str]) -> list[_Table]:
             named |= {"picture": _png(picture), "sharp": max(picture.shape) < _SHARP_BELOW}
         mistakes.append({"name": row["name"], "confidence": percent(row["confidence"])} | named)
     return mistakes
+
+
+def _sheet(path: Path) -> str:
+    """Reads a picture and writes it anew: nothing of a stranger's file gets into the page but its pixels."""
+    from PIL import Image
+
+    with Image.open(path, formats=["PNG"]) as picture:
+        if max(picture.size) > _LARGEST:
+            raise ValueError(f"a picture of {picture.size} pixels")
+        return _png(np.asarray(picture.convert("RGB")))
 
 
 def _png(pixels: npt.NDArray[Any]) -> str:

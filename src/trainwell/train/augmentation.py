@@ -7,7 +7,7 @@ from trainwell.augment import Augment, parse, principal_components
 from trainwell.data.dataset import Part
 from trainwell.images import Images
 
-_WORDS = "zero one two three four five six seven eight nine ten".split()
+_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
 _SYMBOLS = {*string.ascii_lowercase, *(str(number) for number in range(100)), *_WORDS}
 
 

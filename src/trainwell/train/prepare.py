@@ -14,8 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
-from trainwell.images import Images
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
+from trainwell.images import Images
 from trainwell.regularize import Noise, evaluating, mixed_loss
 from trainwell.train import augmentation, hardware, losses
 from trainwell.train.display import Display
