@@ -25,7 +25,8 @@ QUICK = ["--threads", "1", "--batch-size", "64", "--folds", "1"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return tw.fit("digits", folds=1, out=tmp_path_factory.mktemp("runs") / "run", epochs=6, threads=1, quiet=True)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return tw.fit("digits", folds=1, out=out, epochs=6, augment="none", threads=1, quiet=True)
 
 
 @pytest.fixture(scope="module")

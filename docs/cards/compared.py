@@ -196,7 +196,7 @@ def what_averaging_gives(evidence: Evidence, by_recipe: dict[str, list[Row]]) ->
     lines = [
         textwrap.fill(
             f"{evidence.task}. Means over n seeds, with 95 % intervals (Student's); each model asked about images "
-            "as they are, and averaged over the views that the script names. Differences are paired, and those whose "
+            "as they are, and averaged over the ten views of `shifts`. Differences are paired, and those whose "
             "interval holds 0 are ties.",
             118,
         ),

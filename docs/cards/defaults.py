@@ -115,8 +115,9 @@ def _of_rule(kind: str, fields: dict[str, Any] | None) -> str:
 
 
 def _of_amounts(names: tuple[str, ...]) -> str:
-    """Returns a table of amounts: those of `Augment` itself, and of the presets."""
-    made = {name: preset() for name, preset in augment.PRESETS.items()}
+    """Returns a table of the presets' amounts, with a training set's components, as in `fit`."""
+    components = augment.Components((1.0, 0.0, 0.0), ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)))
+    made = {name: preset(components=components) for name, preset in augment.PRESETS.items()}
     lines = [f"| | {' | '.join(f'`{name}`' for name in made)} |", f"|---|{'---|' * len(made)}"]
     for name in names:
         shown = [str(value) if isinstance(value := getattr(each, name), tuple | str) else f"{value:g}"

@@ -150,6 +150,19 @@ def test_balanced_batches_hold_all_classes_equally_often():
     assert np.array_equal(batches.rows(0, 4), Batches(part, 100, balanced=True, seed=3).rows(0, 4))
 
 
+def test_a_sample_that_comes_again_in_an_epoch_is_changed_otherwise():
+    part = Part(_images(40), np.arange(40) // 36, np.arange(40))  # 36 of one class, 4 of the other
+    batches = Batches(part, 8, balanced=True, seed=3, augment=STRONG)
+    rows = np.concatenate([batches.rows(0, number) for number in range(5)])
+    images = torch.cat([batches.batch(0, number)[0] for number in range(5)])
+    for row in range(36, 40):
+        same = images[rows == row]
+        assert len(same) == 5
+        assert len({image.numpy().tobytes() for image in same}) == 5
+    again = Batches(part, 8, balanced=True, seed=3, augment=STRONG).batch(0, 3)[0]
+    assert torch.equal(again, images[24:32])
+
+
 def test_only_classes_can_be_balanced():
     with pytest.raises(ValueError, match="one class each"):
         Batches(Part(np.zeros((4, 1), np.float32), np.zeros(4, np.float32), np.arange(4)), 2, balanced=True)

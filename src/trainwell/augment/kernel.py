@@ -4,7 +4,6 @@ The colours are mixed before the pixels are interpolated: both are linear, and s
 weighted sum of four vectors, of four channels each, of which three or one are used.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -85,18 +84,24 @@ def _warp(
         together = c == 3 and channel == 1 and column == 3
         toward = 0.0
         if to_grey[i] != 0:
-            apart = max(1, int(math.sqrt(h * w // MEAN_OF)))
-            reds, greens, blues, count = 0, 0, 0, 0  # whole numbers for uint8, which are quicker to add up
+            apart = max(1, h * w // MEAN_OF)
+            sums, reds, greens, blues = np.zeros(c * w, np.float32), 0.0, 0.0, 0.0
             for y in range(0, h, apart):
-                for x in range(0, w, apart):
-                    p = y * row + x * column
-                    reds += image[p]
-                    if c == 3:
-                        greens += image[p + channel]
-                        blues += image[p + 2 * channel]
-                    count += 1
+                if together:
+                    pixel_row = image[y * row : y * row + 3 * w]
+                    for x in range(3 * w):
+                        sums[x] += np.float32(pixel_row[x])
+                else:
+                    for x in range(w):
+                        for k in range(c):
+                            sums[x * c + k] += np.float32(image[y * row + x * column + k * channel])
+            for x in range(w):
+                reds += sums[x * c]
+                if c == 3:
+                    greens += sums[x * c + 1]
+                    blues += sums[x * c + 2]
             toward = reds if c == 1 else LUMA[0] * reds + LUMA[1] * greens + LUMA[2] * blues
-            toward *= to_grey[i] / count
+            toward *= to_grey[i] / (w * ((h + apart - 1) // apart))
         for k in range(channels):
             for j in range(channels):
                 mix[4 * j + k] = colour[i, k, j]
@@ -113,8 +118,8 @@ def _warp(
         # rest of the image is left alone.
         out_by = max(0.0, lens[i]) + 1.0
         cx, cy = m00 * 0.5 * width + m01 * 0.5 * height + m02, m10 * 0.5 * width + m11 * 0.5 * height + m12
-        reach_x = 0.5 * out_by * (abs(m00) * width + abs(m01) * height)
-        reach_y = 0.5 * out_by * (abs(m10) * width + abs(m11) * height)
+        reach_x = 0.5 * out_by * (abs(m00) * (width - 1) + abs(m01) * (height - 1))
+        reach_y = 0.5 * out_by * (abs(m10) * (width - 1) + abs(m11) * (height - 1))
         inside = cx - reach_x >= 0 and cy - reach_y >= 0 and cx + reach_x <= wide - 1 and cy + reach_y <= tall - 1
         edge = 1 if pad == ZEROS else 0
         left, top, end, bottom = -edge, -edge, wide + edge, tall + edge
@@ -134,6 +139,25 @@ def _warp(
                 as_they_lie, numbers = image[y * row + begin : y * row + begin + wanted], raw[begin : begin + wanted]
                 for x in range(wanted):  # from 0: numba is slower at loops that start elsewhere
                     numbers[x] = np.float32(as_they_lie[x])
+            elif together:
+                between, apart = 3, 1
+                until_y = min((y + 1) * ny, h)
+                begin, until = max(left, 0), min(end, wide)
+                wanted = 3 * (min(until * nx, w) - begin * nx)
+                sums = np.zeros(wanted, np.float32)  # of the rows, which are quick to add up
+                for v in range(y * ny, until_y):
+                    start = v * row + 3 * begin * nx
+                    pixel_row = image[start : start + wanted]
+                    for x in range(wanted):
+                        sums[x] += np.float32(pixel_row[x])
+                for x in range(begin, until):
+                    until_x = min((x + 1) * nx, w)
+                    share = one / np.float32((until_y - y * ny) * (until_x - x * nx))
+                    for k in range(3):
+                        total = none
+                        for u in range(x * nx, until_x):
+                            total += sums[3 * (u - begin * nx) + k]
+                        raw[3 * x + k] = total * share
             else:
                 until_y = min((y + 1) * ny, h)
                 for k in range(3):

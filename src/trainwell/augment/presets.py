@@ -14,6 +14,14 @@ _DRAWN = {field.name for field in dataclasses.fields(Augment)} - {
 
 
 _PCA = 0.1  # AlexNet's
+_STANDARD: dict[str, Any] = {
+    "flip": 0.5, "crop": 1.0, "scale": (0.9, 1.25), "translate": 0.1, "rotate": 10.0, "stretch": 0.1,
+    "brightness": 0.2, "contrast": 0.2, "saturation": 0.2,
+}  # fmt: skip
+_STRONG: dict[str, Any] = {
+    "flip": 0.5, "crop": 1.0, "scale": (0.8, 1.5), "translate": 0.15, "rotate": 20.0, "stretch": 0.2, "shear": 8.0,
+    "lens": 0.15, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 10.0, "erase": 0.25,
+}  # fmt: skip
 
 
 def none(**changes: Any) -> Augment:
@@ -38,17 +46,12 @@ def standard(**changes: Any) -> Augment:
     >>> standard(flip=0.0, size=224).flip
     0.0
     """
-    amounts: dict[str, Any] = {"flip": 0.5, "crop": 1.0, "scale": (0.9, 1.25), "translate": 0.1, "rotate": 10.0, "stretch": 0.1,
-               "brightness": 0.2, "contrast": 0.2, "saturation": 0.2}  # fmt: skip
-    return Augment(**amounts | _pca(changes) | changes)
+    return Augment(**_STANDARD | _pca(changes) | changes)
 
 
 def strong(**changes: Any) -> Augment:
     """Returns all of it, for long training and few images; with the training set's `components` also `pca=0.1`."""
-    amounts: dict[str, Any] = {"flip": 0.5, "crop": 1.0, "scale": (0.8, 1.5), "translate": 0.15, "rotate": 20.0,
-               "stretch": 0.2, "shear": 8.0, "lens": 0.15, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 10.0,
-               "erase": 0.25}  # fmt: skip
-    return Augment(**amounts | _pca(changes) | changes)
+    return Augment(**_STRONG | _pca(changes) | changes)
 
 
 def _pca(changes: dict[str, Any]) -> dict[str, float]:

@@ -109,7 +109,8 @@ class Batches:
             raise ValueError("only samples of one class each can be balanced")
         self.part, self.shuffle, self.seed = part, shuffle or balanced, seed
         self._labels = part.targets[part.indices] if balanced else None
-        self._balanced: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None  # the last order of that kind
+        # The last order of that kind, and how often each sample came before.
+        self._balanced: tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
         self.batch_size = min(batch_size, len(part))
         self.drop_last = drop_last
         self.channels_last, self.device = channels_last, torch.device(device)
@@ -145,7 +146,8 @@ class Batches:
         if self._labels is not None:
             place = (self.seed, epoch)
             if self._balanced is None or self._balanced[0] != place:
-                self._balanced = place, order.balanced(self._labels, *place)
+                rows = order.balanced(self._labels, *place)
+                self._balanced = place, rows, order.occurrences(rows)
             return self.part.indices[self._balanced[1][chosen]]
         if self.shuffle:
             return self.part.indices[order.shuffled(len(self.part), self.seed, epoch)[chosen]]
@@ -156,9 +158,17 @@ class Batches:
         if not 0 <= number < len(self):
             raise IndexError(f"an epoch has {len(self)} batches; there is no number {number}")
         rows = self.rows(epoch, number)
-        inputs = self._inputs(rows, random.keys(random.key(self.seed, "augment", epoch), rows))
+        inputs = self._inputs(rows, self._keys(rows, epoch, number))
         targets = torch.from_numpy(self.part.targets[rows])
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+
+    def _keys(self, rows: npt.NDArray[np.int64], epoch: int, number: int) -> npt.NDArray[np.uint64]:
+        """Returns what the draws of a batch belong to: each sample's, and another each time that it comes again."""
+        keys = random.keys(random.key(self.seed, "augment", epoch), rows)
+        if self._balanced is None:
+            return keys
+        before = self._balanced[2][number * self.batch_size : (number + 1) * self.batch_size]
+        return np.where(before > 0, random.mix(keys ^ before.astype(np.uint64)), keys)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields the batches of an epoch, from number `start` on."""

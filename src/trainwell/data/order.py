@@ -55,6 +55,20 @@ def balanced(labels: npt.ArrayLike, seed: int, epoch: int) -> Rows:
     return chosen[random.permutation(total, seed, "balanced order", epoch)]
 
 
+def occurrences(rows: Rows) -> Rows:
+    """Returns how often each row came before, at each place of an order.
+
+    >>> occurrences(np.array([7, 3, 7, 7, 3])).tolist()
+    [0, 0, 1, 2, 1]
+    """
+    by_row = np.argsort(rows, kind="stable")
+    new = np.r_[True, np.diff(rows[by_row]) != 0] if len(rows) else np.zeros(0, bool)
+    places = np.arange(len(rows))
+    before = np.empty_like(rows)
+    before[by_row] = places - np.maximum.accumulate(np.where(new, places, 0))
+    return before
+
+
 def classes(labels: npt.ArrayLike) -> tuple[Rows, Rows]:
     """Returns the number of each row's class, from 0 in the order of the labels, and how many rows each class has.
 

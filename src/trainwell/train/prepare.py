@@ -77,11 +77,10 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     if recipe.augment not in ("auto", "none") and images is None:
         raise InputError(f"augment={recipe.augment!r} changes images: leave it at 'auto' for feature vectors")
     size = images.size if images is not None else None
+    why = ""
     if recipe.augment == "auto":
         augment, why = augmentation.chosen(data.task, data.classes, images is not None)
         recipe = dataclasses.replace(recipe, augment=augment)
-        if why:
-            say(why)
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
     if images is not None and recipe.img_size is not None:
         size = (recipe.img_size, recipe.img_size)
@@ -125,6 +124,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
         )
         if recipe.augment != "none":
             say(f"augmentation: {recipe.augment}, another for each image in each epoch")
+        if why:
+            say(why)
         if noise := _noise_of(model):
             say(f"noise in training: {noise}")
         if recipe.minutes is not None:
