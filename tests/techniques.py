@@ -127,7 +127,7 @@ TECHNIQUES = [
     ),
     Technique("augmentation, light", {"augment": "light(flip=0)"}),
     Technique("augmentation, standard", {"augment": "standard(flip=0)"}),
-    Technique("augmentation, strong", {"augment": "strong(flip=0)"}, model=lambda: "resnet8"),
+    Technique("augmentation, strong", {"augment": "strong(flip=0)", "lr": 0.02}, model=lambda: "resnet8"),
     Technique("augmentation, chosen by itself, balanced", {"augment": "auto", "sampling": "balanced"}),
     Technique("label smoothing", {"label_smoothing": 0.1}),
     Technique("class weights", {"class_weight": "balanced"}),

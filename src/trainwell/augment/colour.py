@@ -13,6 +13,7 @@ from trainwell.augment.warp import LUMA
 from trainwell.errors import InputError
 from trainwell.images import Images
 
+_ACROSS = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # the cross product with grey's direction
 _PIXELS = 1_000  # of each image, about, that covariances are taken over
 
 Floats = npt.NDArray[np.float64]
@@ -75,12 +76,9 @@ def matrices(gain: Floats, saturation: Floats, hue: Floats, channels: int) -> Fl
     gain = gain[:, None, None]
     if channels != 3:
         return np.asarray(gain * np.eye(channels))
-    kept = saturation[:, None, None]
-    greyer = kept * np.eye(3) + (1 - kept) * np.broadcast_to(LUMA, (3, 3))
-    angle = np.deg2rad(hue)[:, None, None]
-    axis = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # the cross product with grey's direction
-    turn = np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * (axis @ axis)  # Rodrigues
-    return np.asarray(gain * (turn @ greyer))
+    kept, angle = saturation[:, None, None], np.deg2rad(hue)[:, None, None]
+    turn = np.eye(3) + np.sin(angle) * _ACROSS + (1 - np.cos(angle)) * (_ACROSS @ _ACROSS)  # Rodrigues
+    return np.asarray(gain * (kept * turn + (1 - kept) * np.array(LUMA)))  # grey stays where it is when colours turn
 
 
 def along(components: Components | None, alphas: Floats, channels: int) -> Floats:

@@ -43,15 +43,14 @@ def inverse(flip: Floats, upside: Floats, stretch: Floats, shear: Floats, rotate
     Returns:
         Matrices `(n, 2, 2)` over (x, y); y points down.
     """
-    angle, lean, root, zero = np.deg2rad(rotate), np.tan(np.deg2rad(shear)), np.sqrt(stretch), np.zeros_like(rotate)
-    turn = _matrices(np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle))
-    slope = _matrices(zero + 1, lean, zero, zero + 1)
-    sides = _matrices((1 - 2 * flip) / (root * scale), zero, zero, (1 - 2 * upside) * root / scale)
-    return sides @ slope @ turn
-
-
-def _matrices(a: Floats, b: Floats, c: Floats, d: Floats) -> Floats:
-    return np.stack(np.broadcast_arrays(a, b, c, d), -1).reshape(-1, 2, 2)
+    cosine, sine, lean = np.cos(np.deg2rad(rotate)), np.sin(np.deg2rad(rotate)), np.tan(np.deg2rad(shear))
+    across, down = (1 - 2 * flip) / (np.sqrt(stretch) * scale), (1 - 2 * upside) * np.sqrt(stretch) / scale
+    count = max(len(values) for values in (across, down, cosine, lean))
+    # diag(across, down) @ [[1, lean], [0, 1]] @ [[cosine, -sine], [sine, cosine]]
+    linear = np.empty((count, 2, 2))
+    linear[:, 0, 0], linear[:, 0, 1] = across * (cosine + lean * sine), across * (lean * cosine - sine)
+    linear[:, 1, 0], linear[:, 1, 1] = down * sine, down * cosine
+    return linear
 
 
 def place(
@@ -78,5 +77,5 @@ def place(
     linear = linear * step[:, None, None]
     room = (sides - step[:, None] * out / scale[:, None]) / 2
     centre = sides / 2 + position * room
-    offset = centre - np.einsum("nij,nj->ni", linear, np.broadcast_to(out / 2 + translate * out, (len(linear), 2)))
+    offset = centre - (linear @ (out / 2 + translate * out)[:, :, None])[:, :, 0]
     return np.concatenate([linear, offset[:, :, None]], 2)
