@@ -3,8 +3,8 @@
     python bench/augmentation.py cifar10/train [--jobs 2] [--budgets 1 3]
 
 The evidence task is `rate_decay.py`'s, with Adam and a cosine at the rate that was best there. Averaged are the ten
-views of `shifts`, of the same test images and the same model. Rows are appended as runs end: stop it, and start it again
-at will.
+views of `shifts`, of the same test images and the same model. Rows are appended as runs end: stop it, and start it
+again at will.
 """
 
 from evidence import EPOCHS, SETTINGS, arguments, run
