@@ -83,7 +83,7 @@ def fit(
         >>> import tempfile
         >>> run = fit("digits", out=tempfile.mkdtemp() + "/run", model=nn.Sequential(nn.Flatten(), nn.Linear(64, 10)),
         ...           epochs=20, folds=1, quiet=True)
-        >>> run.result["test_accuracy"] > 0.85
+        >>> run.result["test_accuracy"] > 0.7
         True
     """
     if isinstance(model, str):
