@@ -7,24 +7,9 @@ views of `shifts`, of the same test images and the same model. Rows are appended
 again at will.
 """
 
-from evidence import EPOCHS, SETTINGS, arguments, run
+from evidence import run_budgets
 
-PRESETS = ("none", "light", "standard", "strong")
-
-
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="in multiples of 40 epochs")
-    options = parser.parse_args()
-    for budget in options.budgets:
-        more = "" if budget == 1 else f"-{budget}x"
-        recipes = [
-            f"{name}{more}: optimizer=adam schedule=cosine lr=0.03 model=resnet8 epochs={EPOCHS * budget} "
-            f"{SETTINGS.replace('augment=none', f'augment={name}')}"
-            for name in PRESETS
-        ]
-        run(options, options.folder / "augmentation.csv", recipes, options.seeds, average="shifts")
-
+PRESETS = {name: f"lr=0.03 model=resnet8 augment={name}" for name in ("none", "light", "standard", "strong")}
 
 if __name__ == "__main__":
-    main()
+    run_budgets(__doc__, PRESETS, "augmentation.csv", average="shifts")

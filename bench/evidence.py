@@ -23,6 +23,20 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def run_budgets(description: str | None, techniques: dict[str, str], rows: str, average: str = "") -> None:
+    """Runs techniques, as fields of a recipe beside Adam with a cosine, at one and at three times the budget."""
+    parser = arguments(description)
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="in multiples of 40 epochs")
+    options = parser.parse_args()
+    for budget in options.budgets:
+        more = "" if budget == 1 else f"-{budget}x"
+        recipes = [
+            f"{name}{more}: optimizer=adam schedule=cosine epochs={EPOCHS * budget} {SETTINGS} {fields}"
+            for name, fields in techniques.items()
+        ]
+        run(options, options.folder / rows, recipes, options.seeds, average=average)
+
+
 def run(
     options: argparse.Namespace, rows: Path, recipes: list[str], seeds: int, val: int = 200, average: str = ""
 ) -> None:

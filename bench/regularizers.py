@@ -7,7 +7,7 @@ and were not tuned, nor was the rate of the model without batch norm, a tenth of
 repository's folder. Rows are appended as runs end: stop it, and start it again at will.
 """
 
-from evidence import EPOCHS, SETTINGS, arguments, run
+from evidence import run_budgets
 
 TECHNIQUES = {
     "none": "lr=0.03 model=resnet8",
@@ -24,19 +24,5 @@ TECHNIQUES = {
     "no-batch-norm": "lr=0.003 model=bench.architectures:without_batch_norm",
 }
 
-
-def main() -> None:
-    parser = arguments(__doc__)
-    parser.add_argument("--budgets", type=int, nargs="+", default=[1, 3], help="in multiples of 40 epochs")
-    options = parser.parse_args()
-    for budget in options.budgets:
-        more = "" if budget == 1 else f"-{budget}x"
-        recipes = [
-            f"{name}{more}: optimizer=adam schedule=cosine {fields} epochs={EPOCHS * budget} {SETTINGS}"
-            for name, fields in TECHNIQUES.items()
-        ]
-        run(options, options.folder / "regularizers.csv", recipes, options.seeds)
-
-
 if __name__ == "__main__":
-    main()
+    run_budgets(__doc__, TECHNIQUES, "regularizers.csv")

@@ -88,3 +88,5 @@ def test_words_for_views_may_be_written_as_in_python():
     assert len(average("ten_crop, flips", Augment(), 32)) == 12
     with pytest.raises(InputError, match="crops of 32 do not fit images whose short side is 16"):
         ten_crop(32, short_side=16)
+    with pytest.raises(InputError, match=r"crops of \(24, 24\) do not fit images of 20 by 26: give a short_side"):
+        ten_crop(24)[0](BATCH)

@@ -162,7 +162,7 @@ class Augment:
         for name in (*_UNIFORM, "chance"):
             value = getattr(self, name)
             if name == "scale" and value != 0:
-                if not (_numbers(self._scales) and len(self._scales) == 2 and 0 < self._scales[0] <= self._scales[1]):
+                if not (_numbers(self.scales) and len(self.scales) == 2 and 0 < self.scales[0] <= self.scales[1]):
                     raise InputError(f"scale is a part below 1, or a range above 0 as (0.8, 1.25); it is {value!r}")
             elif not (_numbers((value,)) and 0 <= value <= _MOST.get(name, 10)):
                 raise InputError(f"{name} must be from 0 to {_MOST.get(name, 10)}; it is {value!r}")
@@ -181,7 +181,8 @@ class Augment:
         return f"Augment({', '.join(told)})"
 
     @property
-    def _scales(self) -> tuple[float, ...]:
+    def scales(self) -> tuple[float, ...]:
+        """The least and the largest scale."""
         if isinstance(self.scale, tuple) or not _numbers((self.scale,)):
             return self.scale if isinstance(self.scale, tuple) else ()
         return (1 - self.scale, 1 + self.scale)
@@ -202,7 +203,8 @@ class Augment:
                 default its own `size`, or as of a square.
         """
         size = _pair(size or self.size or 1)
-        draws = random.uniform(np.asarray(keys, np.uint64), sum(_UNIFORM.values()))
+        keys = np.asarray(keys).astype(np.uint64)
+        draws = random.uniform(keys, sum(_UNIFORM.values()))
         # Whether each is applied is drawn behind the amounts, because more amounts may come.
         applied = random.uniform(random.mix(keys), len(_UNIFORM)) < self.chance if self.chance < 1 else None
         drawn: dict[str, Floats] = {}  # of the amounts that are on; what is left out is off
@@ -218,7 +220,7 @@ class Augment:
             if name in ("flip", "flip_vertical"):
                 drawn[name] = (u[:, 0] < amount).astype(np.float64)
             elif name == "scale":
-                drawn[name] = self._scales[0] + (self._scales[1] - self._scales[0]) * u[:, 0]
+                drawn[name] = self.scales[0] + (self.scales[1] - self.scales[0]) * u[:, 0]
             elif name == "crop":
                 drawn["position"] = amount * even
             elif name == "translate":
@@ -289,7 +291,7 @@ class Augment:
                 raise InputError(f"{name} has {len(values)} numbers, and the batch {batch.shape[1]} channels")
         size = _pair(self.size or (batch.shape[2], batch.shape[3]))
         if params is None:
-            keys = drawn_keys(len(batch)) if keys is None else np.asarray(keys).astype(np.uint64)
+            keys = drawn_keys(len(batch)) if keys is None else keys
             params = self.params(keys, size)
         if len(params) not in (1, len(batch)):
             raise InputError(f"there are keys or params for {len(params)} images, and {len(batch)} in the batch")

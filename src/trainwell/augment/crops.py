@@ -44,6 +44,9 @@ class View:
         """Returns what is done to images of these shapes, for a batch of this size."""
         if self.augment.size is None and self.short_side is None:
             return self.params
+        if self.short_side is None and (shapes[:, :2] < size).any():
+            height, width = shapes[:, :2].min(axis=0)
+            raise InputError(f"crops of {size} do not fit images of {height} by {width}: give a short_side")
         cover = np.minimum(shapes[:, 0] / size[0], shapes[:, 1] / size[1])
         short = shapes[:, :2].min(axis=1) if self.short_side is None else np.full(len(shapes), self.short_side)
         return dataclasses.replace(self.params, scale=self.params.scale * cover * (short / shapes[:, :2].min(axis=1)))

@@ -49,7 +49,7 @@ def pictures(augment: Augment, images: Any, rows: npt.ArrayLike | None = None, s
 def _alone(augment: Augment) -> list[tuple[str, Params]]:
     """Returns a label and the draws for each amount that is on: from its one end to its other."""
     ends = np.linspace(-1, 1, _COLUMNS)
-    low, high = augment.scale if isinstance(augment.scale, tuple) else (1 - augment.scale, 1 + augment.scale)
+    low, high = augment.scales
     ways = np.stack([ends, np.zeros(_COLUMNS)], 1)
     names: dict[str, tuple[str, dict[str, Any]]] = {
         "flip": (f"flip {augment.flip:.0%}", {"flip": np.arange(_COLUMNS) % 2.0}),

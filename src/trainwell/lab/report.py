@@ -221,10 +221,13 @@ def _sheet(path: Path) -> str:
     """Reads a picture and writes it anew: nothing of a stranger's file gets into the page but its pixels."""
     from PIL import Image
 
-    with Image.open(path, formats=["PNG"]) as picture:
-        if max(picture.size) > _LARGEST:
-            raise ValueError(f"a picture of {picture.size} pixels")
-        return _png(np.asarray(picture.convert("RGB")))
+    try:
+        with Image.open(path, formats=["PNG"]) as picture:
+            if max(picture.size) > _LARGEST:
+                raise ValueError(f"a picture of {picture.size} pixels")
+            return _png(np.asarray(picture.convert("RGB")))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow's words for a damaged file
+        raise ValueError(f"no picture: {error}") from error
 
 
 def _png(pixels: npt.NDArray[Any]) -> str:
