@@ -112,6 +112,18 @@ TECHNIQUES = [
     Technique(
         "SAM, gradient accumulation, clipping", {"sam": 0.05, "batch_size": 24, "grad_accum_steps": 3, "clip_grad": 0.5}
     ),
+    Technique(
+        "a new last layer on features computed once",
+        {"transfer": "linear", "lr": 0.02},
+        model=lambda: Residual(nn.MaxPool2d, 2),
+    ),
+    Technique("a new last layer below noise", {"transfer": "linear", "lr": 0.2}),
+    Technique("gradual unfreezing", {"transfer": "gradual", "backbone_lr": 0.5, "lr": 0.01}),
+    Technique(
+        "rates that fall with depth, and L2-SP",
+        {"transfer": "all", "layer_decay": 0.8, "backbone_lr": 0.5, "l2_sp": 0.01, "lr": 0.01},
+        model=WithOurDropout,
+    ),
     Technique("mixup", {"mixup": 0.2}),
     Technique("CutMix", {"cutmix": 1.0, "lr": 5e-3}),
     Technique(
@@ -129,6 +141,20 @@ TECHNIQUES = [
     Technique("augmentation, standard", {"augment": "standard(flip=0)"}),
     Technique("augmentation, strong", {"augment": "strong(flip=0)", "lr": 0.02}, model=lambda: "resnet8"),
     Technique("augmentation, chosen by itself, balanced", {"augment": "auto", "sampling": "balanced"}),
+    Technique("EMA", {"average": "ema"}),
+    Technique(
+        "EMA of the last epoch, accumulation",
+        {
+            "average": "ema",
+            "ema_decay": 0.9,
+            "restore_best": False,
+            "batch_size": 24,
+            "grad_accum_steps": 3,
+        },
+    ),
+    Technique("SWA", {"average": "swa", "average_epochs": 3, "schedule": "constant"}),
+    Technique("the latest weights' average", {"average": "latest", "average_epochs": 2}, model=lambda: "resnet8"),
+    Technique("snapshots", {"snapshots": 2, "schedule": "restarts", "lr": 5e-3}),
     Technique("label smoothing", {"label_smoothing": 0.1}),
     Technique("class weights", {"class_weight": "balanced"}),
     Technique("balanced sampling", {"sampling": "balanced"}),
@@ -155,6 +181,7 @@ REGULARIZERS = {
     "L1": {"l1": 1e-4},
     "L2": {"l2": 1e-2},
     "SAM": {"sam": 0.05},
+    "EMA": {"average": "ema"},
     "augmentation": {"augment": "strong(flip=0)"},
 }
 """What the techniques against overfitting add to a recipe; pooling is the model's."""

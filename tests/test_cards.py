@@ -4,6 +4,7 @@ import ast
 import csv
 import dataclasses
 import importlib
+import itertools
 import json
 import re
 import shlex
@@ -19,9 +20,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import trainwell as tw
-from trainwell import api, augment, cli, regularize
+from trainwell import api, augment, cli, ensemble, regularize
 from trainwell.optim.kernels import cpu
-from trainwell.train.recipe import SCHEDULES
+from trainwell.train.recipe import AVERAGES, SCHEDULES
 
 HERE = Path(__file__).parent.parent / "docs" / "cards"
 CARDS = sorted(path.stem for path in HERE.glob("*.md") if path.stem != "index")
@@ -31,7 +32,9 @@ SECTIONS = [
 
 
 sys.path.insert(0, str(HERE))
-tables, compared, benches, defaults = map(importlib.import_module, ("tables", "compared", "benches", "defaults"))
+tables, compared, benches, defaults, ensembles_table = map(
+    importlib.import_module, ("tables", "compared", "benches", "defaults", "ensembles_table")
+)
 
 
 def _text(card: str) -> str:
@@ -60,7 +63,15 @@ def test_every_regulariser_has_a_card():
     assert len(kinds) == 8
     assert not {*kinds, "mixup", "cutmix", "SAM", "marginalize"} - {"Noise"} - shown
     fields = {name for names in defaults.FIELDS.values() for name in names}
-    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam", "augment"} == fields
+    averages = {"average", "ema_decay", "average_epochs", "snapshots"}
+    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam", "augment", *averages} == fields
+
+
+def test_every_average_of_a_recipe_has_a_card():
+    shown = " ".join(_sections(card)["In `fit`"] for card in ("ema", "swa"))
+    assert all(f'average="{name}"' in shown for name in AVERAGES)
+    kinds = {function.__name__ for card in ("ema", "swa") for function in defaults.OTHERS[card]}
+    assert {"EMA", "SWA", "LatestK", "refresh_batchnorm"} == kinds
 
 
 def test_every_amount_of_an_augmentation_is_on_a_card_and_in_the_index():
@@ -177,7 +188,25 @@ IN_USE = {
     ),
     "erasing": lambda made: _changed(made) and _are_wiped(made["x"], made["seen"]),
     "test_time": lambda made: made["result"].draws == 18 and float(made["result"].std.max()) > 0,
+    "ema": lambda made: made["ema"].updates == len(made["batches"]) and _holds(made["model"], made["ema"]),
+    "swa": lambda made: (
+        made["swa"].updates == 2 and _holds(made["model"], made["swa"]) and _are_means(made["model"], made["batches"])
+    ),
+    "snapshots": lambda made: len(made["snapshots"]) == made["result"].draws == 3 and _differ(made["snapshots"]),
+    "members": lambda made: len(made["members"]) == 3 and _differ(made["members"]) and made["p"].shape == (16, 10),
 }
+
+
+def _holds(model: nn.Module, average: ensemble.WeightAverage) -> bool:
+    """Says whether a model's weights are the average."""
+    weights = dict(model.named_parameters())
+    return all(torch.equal(weights[name], value) for name, value in average.average().items() if name in weights)
+
+
+def _differ(models: list[nn.Module]) -> bool:
+    """Says whether no two models are the same."""
+    weights = [next(model.parameters()) for model in models]
+    return not any(torch.equal(a, b) for a, b in itertools.combinations(weights, 2))
 
 
 def _changed(made: dict) -> bool:
@@ -261,19 +290,26 @@ def _loss(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 class _Fit:
-    """Stands in for `fit`, `lr_range` and `load`: the same, on few samples, in few steps; notes what was asked."""
+    """Stands in for `fit` and the like, and `load`: the same, on few samples, in few steps; notes what was asked."""
 
     def __init__(self, out: Path) -> None:
         self.out, self.asked = out, []
         pixels = load_digits().data[:120].reshape(-1, 8, 8, 1).repeat(3, axis=3) * 15
         self.data = (pixels.astype(np.uint8), load_digits().target[:120])
         self.real_fit, self.real_range, self.real_load = api.fit, api.lr_range, tw.load
+        self.real_members = tw.fit_members
 
     def fit(self, source, **options):
         assert source == "photos/"
         self.asked.append(options)
         small = {"model": "resnet8", "steps": 3, "folds": 1, "out": self.out / str(len(self.asked)), "quiet": True}
         return self.real_fit(self.data, **small | options)
+
+    def fit_members(self, source, **options):
+        assert source == "photos/"
+        self.asked.append(options)
+        small = {"model": "mlp", "steps": 3, "folds": 1, "out": self.out / "members", "engine": "loop", "quiet": True}
+        return self.real_members(self.data, **small | options)
 
     def lr_range(self, source, **options):
         assert source == "photos/"
@@ -290,7 +326,7 @@ class _Fit:
 @pytest.mark.parametrize("card", CARDS)
 def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch, capsys):
     short = _Fit(tmp_path)
-    for name in ("fit", "lr_range", "load"):
+    for name in ("fit", "fit_members", "lr_range", "load"):
         monkeypatch.setattr(tw, name, getattr(short, name), raising=False)
     [block] = _blocks(_sections(card)["In `fit`"], "python")
     made = {}
@@ -303,6 +339,9 @@ def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch, c
     if card == "test_time":
         assert len(capsys.readouterr().out.splitlines()) == 1  # the labels
         assert (made["run"].path / "augmentation.png").exists()
+    if card in ("snapshots", "members"):
+        assert isinstance(made["ensemble"], tw.Ensemble)
+        assert len(made["ensemble"].about["members"]) == {"snapshots": 3, "members": 5}[card]
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -317,7 +356,7 @@ def test_the_commands_are_understood(card):
             assert augment.average(command.average, augment.standard(), 32)
             continue
         assert command.source == "photos/"
-        told.append(vars(command.recipe))
+        told.append(vars(command.recipe) | {"members": getattr(command, "members", None)})
     assert any(_is_about(card, recipe) for recipe in told)
 
 
@@ -330,7 +369,8 @@ FIELDS = {
     "penalties": ("l1", 1e-4), "sam": ("sam", 0.05), "marginalize": ("drop_rate", 0.2),
     "augmentation": ("augment", "strong"), "geometry": ("augment", "light(rotate=5, scale=(1.0, 1.5))"),
     "colour": ("augment", "standard(hue=10)"), "erasing": ("augment", "standard(erase=0.25)"),
-    "test_time": ("augment", "standard"),
+    "test_time": ("augment", "standard"), "ema": ("average", "ema"), "swa": ("average", "swa"),
+    "snapshots": ("snapshots", 3), "members": ("members", 5),
 }  # fmt: skip
 
 
@@ -366,7 +406,7 @@ def test_no_card_is_stale():
     stale = [card for card in CARDS if tables.filled(card, _text(card)) != _text(card)]
     assert not stale, "run docs/cards/tables.py"
     listed = [card for evidence in compared.ALL for card in evidence.recipes]
-    assert sorted([*listed, "lr_range"]) == CARDS
+    assert sorted([*listed, *ensembles_table.ARMS, "lr_range"]) == CARDS
 
 
 def _write_rows(
@@ -506,6 +546,97 @@ def test_the_tables_to_come_fit_the_cards(evidence, tmp_path, monkeypatch):
               "batch_size": 64, "weight_decay": 0.0, "restore_best": False, "label_smoothing": 0.1}  # fmt: skip
     monkeypatch.setattr(tables, "read", lambda _: [{**row, "fields": json.dumps(fields)} for row in rows])
     for card in evidence.recipes:
+        lines = tables.filled(card, _text(card)).splitlines()
+        assert len(lines) <= 120, card
+        assert max(map(len, lines)) <= 122, card
+
+
+ARMS = ("single", "ema", "constant", "constant-ema", "swa", "snapshots",
+        *(f"members-{n}{end}" for n in range(2, 9) for end in ("-all", "")))  # fmt: skip
+
+
+def _ensembles(path: Path, seeds: int, arms: tuple[str, ...] = ARMS, few: dict[str, int] | None = None) -> list:
+    """Writes rows as `bench/ensembles.py` does, with figures that are drawn, and reads them."""
+    random = np.random.default_rng(0)
+    rows = []
+    for seed in range(seeds):
+        for arm in arms:
+            for member in range(8 if arm == "single" else 1):
+                if seed >= (few or {}).get(arm, seeds):
+                    continue
+                figures = random.normal([0.6, 1.2, 0.4, 0.05], [0.01, 0.02, 0.01, 0.005])
+                rows.append({
+                    "arm": arm, "seed": seed, "member": member, "accuracy": figures[0], "log_loss": figures[1],
+                    "brier_score": figures[2], "calibration_error": figures[3],
+                    "seconds": "" if arm.startswith("members") else 100 + 10 * member + 20 * (arm == "swa"),
+                    "kept": ("swa" if seed < 6 else "raw") if arm == "swa" else 2 if arm[:2] in ("sn", "me") else "raw",
+                    "favoured": "",
+                })  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return ensembles_table.read(path)
+
+
+def test_ensembles_are_compared_with_a_single_run_of_the_same_seed(tmp_path):
+    rows = _ensembles(tmp_path / "rows.csv", 10)
+    text = ensembles_table.measured("members", rows)
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:2] == "| "]
+    by_figure = {name: lines[k * len(lines) // 3 : (k + 1) * len(lines) // 3] for k, name in enumerate(
+        ("accuracy", "log_loss", "calibration_error"))}  # fmt: skip
+    for (figure, found), unit, digits in zip(by_figure.items(), (100, 1, 100), (2, 4, 2), strict=True):
+        assert [cells[0] for cells in found[1:]] == ["single", *ensembles_table.ARMS["members"]]
+        values = {
+            arm: unit * np.array([float(row[figure]) for row in rows if row["arm"] == arm and row["member"] == "0"])
+            for arm in ARMS
+        }
+        for arm, mean, more, *_ in found[1:]:
+            for cell, sample in ((mean, values[arm]), (more, values[arm] - values["single"])):
+                if (arm, cell) == ("single", more):
+                    assert more == "–"
+                    continue
+                test = stats.ttest_1samp(sample, 0).confidence_interval()
+                assert _numbers(cell) == pytest.approx([sample.mean(), test.low, test.high], abs=0.6 * 10**-digits)
+            if arm != "single":
+                assert more.endswith("a tie") == (test.low <= 0 <= test.high)
+    assert "Fewer" not in text
+    [eight] = [cells for cells in by_figure["accuracy"] if cells[0] == "members-8"]
+    assert eight[3:] == ["10", "2 of 8", f"{sum(range(100, 180, 10)) / 100:.2f}"]
+    [swa] = [line for line in ensembles_table.measured("swa", rows).splitlines() if "| the average in" in line]
+    assert swa.endswith("| 10 | the average in 6 of 10 | 1.20 |")
+    given = [line for line in ensembles_table.measured("ema", rows).splitlines() if line.startswith("- ")]
+    for line, (figure, unit) in zip(
+        given, (("accuracy", 100), ("log_loss", 1), ("calibration_error", 100)), strict=True
+    ):
+        plain, averaged = (
+            np.array([unit * float(row[figure]) for row in rows if row["arm"] == arm])
+            for arm in ("constant", "constant-ema")
+        )
+        test = stats.ttest_rel(averaged, plain).confidence_interval()
+        assert _numbers(line) == pytest.approx([(averaged - plain).mean(), test.low, test.high], abs=0.006)
+
+
+def test_few_seeds_of_an_ensemble_are_told_and_rows_that_belong_nowhere_refused(tmp_path):
+    rows = _ensembles(tmp_path / "rows.csv", 3, few={"ema": 2})
+    text = ensembles_table.measured("ema", rows)
+    assert "Fewer than 10 seeds" in text
+    assert re.search(r"^\| single .*\| 3 \|", text, re.MULTILINE)
+    assert re.search(r"^\| ema .*\| 2 \|", text, re.MULTILINE)
+    for card in ("ema", "snapshots"):
+        rows = _ensembles(tmp_path / "rows.csv", 3, ("single", "swa"))
+        assert ensembles_table.measured(card, rows).startswith("Not measured yet on the evidence task")
+    assert ensembles_table.read(tmp_path / "none.csv") == []
+    with pytest.raises(ValueError, match="'mystery' in rows.csv is in no card"):
+        _ensembles(tmp_path / "rows.csv", 1, ("single", "mystery"))
+    with pytest.raises(ValueError, match="'swa' in rows.csv has seed 0 twice"):
+        _ensembles(tmp_path / "rows.csv", 1, ("swa", "swa"))
+
+
+def test_the_tables_of_ensembles_to_come_fit_the_cards(tmp_path, monkeypatch):
+    rows = _ensembles(tmp_path / "rows.csv", 3)
+    monkeypatch.setattr(ensembles_table, "read", lambda: rows)
+    for card in ensembles_table.ARMS:
         lines = tables.filled(card, _text(card)).splitlines()
         assert len(lines) <= 120, card
         assert max(map(len, lines)) <= 122, card

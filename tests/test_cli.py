@@ -159,7 +159,7 @@ def _started(*words):
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_run_says_how_to_go_on_and_does(number, tmp_path, capsys):
     fit = ["fit", "digits", "--out", tmp_path / "run", "--epochs", "15", *QUICK]
     process = _started(*fit)

@@ -1,6 +1,7 @@
 """What the documentation shows runs."""
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -23,12 +24,20 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
     names = {}
     for block in _blocks(ROOT / "README.md", "python"):
         exec(compile(block, "README.md", "exec"), names)
-    accuracy, label = capsys.readouterr().out.splitlines()
-    assert 0.5 < float(accuracy.split()[0]) <= 1
-    assert re.fullmatch(r"\['\d'\]", label)
+    accuracy, label, of_ensemble, again = capsys.readouterr().out.splitlines()
+    for figure in (accuracy, of_ensemble):
+        assert 0.5 < float(figure.split()[0]) <= 1
+    for answer in (label, again):
+        assert re.fullmatch(r"\['\d'\]", answer)
 
 
-@pytest.mark.parametrize("name", ["docs/optim.md", "docs/regularize.md", "docs/augment.md", "CONTRIBUTING.md"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "docs/optim.md", "docs/regularize.md", "docs/augment.md", "docs/ensemble.md", "docs/transfer.md",
+        "CONTRIBUTING.md",
+    ],
+)  # fmt: skip
 def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -86,7 +95,7 @@ def test_the_bare_loop_runs_and_is_short():
     assert float(re.findall(r"validation: ([\d.]+)", done.stdout)[0]) > 0.5
 
 
-@pytest.mark.parametrize("draws", [[], ["--torch"]])
+@pytest.mark.parametrize("draws", [[], pytest.param(["--torch"], marks=pytest.mark.slow)])
 def test_the_loop_with_augmentation_runs_and_learns(draws):
     command = [sys.executable, ROOT / "examples" / "augment_any_loop.py", "5", *draws]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -94,6 +103,20 @@ def test_the_loop_with_augmentation_runs_and_learns(draws):
     plain, averaged = map(float, re.findall(r"digits not seen, .*: ([\d.]+)", done.stdout))
     assert plain > 0.8
     assert averaged > 0.8
+
+
+def test_the_loop_with_an_average_learns_and_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys):
+    def said(folder: str, epochs: int) -> list[str]:
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["average_any_loop.py", str(tmp_path / folder), str(epochs)])
+            runpy.run_path(str(ROOT / "examples" / "average_any_loop.py"))
+        return capsys.readouterr().out.splitlines()
+
+    whole = said("whole", 4)
+    averages = [float(line.rpartition(" ")[2]) for line in whole]
+    assert averages[-1] == averages[-2]  # what is handed over is the last average
+    assert averages[-1] < 0.3 < 2 * averages[0]
+    assert said("cut", 2)[:2] + said("cut", 4) == whole
 
 
 def _seeds(csv: Path, seeds: int) -> str:
@@ -105,6 +128,7 @@ def _seeds(csv: Path, seeds: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_seeds_runner_goes_on_where_it_was_and_pairs_by_seed(tmp_path):
     csv = tmp_path / "rows.csv"
     _seeds(csv, 1)
@@ -121,6 +145,7 @@ def test_the_seeds_runner_goes_on_where_it_was_and_pairs_by_seed(tmp_path):
     assert float(paired[0]) == pytest.approx(mean, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_speed_benchmark_runs():
     words = ["--images", "700", "--rounds", "1", "--steps", "1", "--threads", "1"]
     command = [sys.executable, ROOT / "bench" / "fit_speed.py", *words]

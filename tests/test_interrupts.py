@@ -74,10 +74,10 @@ NOTHING = "; nothing was started"
 PHASES = [
     ("trainwell.data.arrays:read_npz", "interrupted while reading the data" + NOTHING),
     ("trainwell.models:create", "interrupted while building the model" + NOTHING),
-    ("trainwell.api:describe", "interrupted while building the model" + NOTHING),
+    ("trainwell.train.folder:describe", "interrupted while building the model" + NOTHING),
     ("trainwell.train.loop:Trainer.train_step", "interrupted and saved after step 1 of "),
     ("trainwell.train.loop:Trainer.validate", "interrupted and saved after step 5 of 10; go on with: "),
-    ("trainwell.api:write_result", "interrupted while testing; go on with: "),
+    ("trainwell.train.result:write_result", "interrupted while testing; go on with: "),
     ("trainwell.lab.report:write_report", "interrupted while writing the report; go on with: "),
 ]
 

@@ -55,8 +55,9 @@ def _kill_and_resume(kills: int, folder: Path) -> None:
     assert from_the_middle >= kills / 2
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_to_the_same_bits(tmp_path):
-    _kill_and_resume(2, tmp_path)
+    _kill_and_resume(1, tmp_path)
 
 
 @pytest.mark.slow

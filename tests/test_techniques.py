@@ -66,6 +66,7 @@ def test_it_resumes_to_the_bit_in_the_middle_of_an_epoch(technique, step, data, 
     assert _results(resumed) == _results(whole)
 
 
+@pytest.mark.slow  # all of them together are in the test below
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda technique: technique.name)
 def test_pairs_train_and_resume_to_the_bit_in_bf16_and_channels_last(pair, data, tmp_path, monkeypatch):
     whole = _fit(data, pair, tmp_path / "whole")
@@ -82,7 +83,7 @@ def test_all_that_go_together_do_so_and_resume(data, tmp_path, monkeypatch):
         "optimizer": "sgd", "lr": 0.05, "label_smoothing": 0.1, "clip_grad": 0.5, "batch_size": 24,
         "grad_accum_steps": 3, "patience": 3, "on_nonfinite": "halve", "precision": "bf16", "sam": 0.05, "l1": 1e-4,
         "mixup": 0.2, "cutmix": 1.0, "drop_rate": 0.2, "drop_map_rate": 0.1, "dropconnect": 0.2, "drop_path_rate": 0.2,
-        "augment": "standard",
+        "augment": "standard", "average": "ema",
     }, model=lambda: Residual(FractionalMaxPool2d, 0.7))  # fmt: skip
     whole = _fit(data, together, tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -170,7 +170,7 @@ def measured(card: str, rows: list[Row]) -> str:
         lines += what_decay_gives(by_recipe)
     fewest = min(len(by_recipe[name]) for name in against)
     if fewest < ENOUGH:
-        lines += _few_seeds()
+        lines += few_seeds()
     if evidence.command:
         return "\n".join([*lines, "", *_made_by(evidence)])
     # A quoted argument may go on in the next line.
@@ -183,7 +183,8 @@ def measured(card: str, rows: list[Row]) -> str:
     return "\n".join([*lines, f"[The raw rows](../evidence/{evidence.path.name})."])
 
 
-def _few_seeds() -> list[str]:
+def few_seeds() -> list[str]:
+    """Returns lines that say so."""
     return ["", f"**Fewer than {ENOUGH} seeds so far**: take it as a first look."]
 
 
@@ -215,7 +216,7 @@ def what_averaging_gives(evidence: Evidence, by_recipe: dict[str, list[Row]]) ->
             cells.append(told(more, form.replace(":", ":+")) + tie)
         lines.append(f"| {' | '.join(cells)} |")
     if min(map(len, by_recipe.values())) < ENOUGH:
-        lines += _few_seeds()
+        lines += few_seeds()
     return [*lines, "", *_made_by(evidence)]
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from trainwell import augment, ensemble, lab, optim, regularize
+from trainwell.members import fit_members
 from trainwell.optim import schedules
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import SCHEDULES, Recipe
@@ -54,6 +55,10 @@ OTHERS: dict[str, tuple[Callable[..., Any], ...]] = {
     "test_time": (
         augment.flips, augment.shifts, augment.ten_crop, augment.multi_scale, augment.samples, augment.average,
     ),
+    "ema": (ensemble.EMA,),
+    "swa": (ensemble.SWA, ensemble.LatestK, ensemble.refresh_batchnorm),
+    "snapshots": (schedules.restarts,),
+    "members": (fit_members,),
 }  # fmt: skip
 
 # The amounts of `Augment` that are theirs.
@@ -74,6 +79,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "penalties": ("l1", "l2"),
     "sam": ("sam",),
     "augmentation": ("augment",),
+    "ema": ("average", "ema_decay"),
+    "swa": ("average", "average_epochs"),
+    "snapshots": ("snapshots",),
 }
 
 
@@ -136,7 +144,8 @@ def _signature(function: Callable[..., Any]) -> str:
     known = [key for key, value in vars(schedules).items() if value is function and key.islower()]
     arguments = []
     for parameter in inspect.signature(function).parameters.values():
-        name = f"*{parameter.name}" if parameter.kind is parameter.VAR_POSITIONAL else parameter.name
+        stars = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}
+        name = stars.get(parameter.kind, "") + parameter.name
         given = parameter.default
         if given is not parameter.empty:
             name += f"={given.__name__ if inspect.isfunction(given) else repr(given)}"

@@ -3,8 +3,8 @@
     python docs/cards/pictures.py [CARD …]
 
 A function is called by its card, and draws its picture: here for optimizers and schedules, in
-`regularizer_pictures.py` for what regularises, and in `augment_pictures.py` for augmentation. On the same machine the
-files are the same to the byte.
+`regularizer_pictures.py` for what regularises, in `augment_pictures.py` for augmentation, and in `ensemble_pictures.py`
+for averages of weights and of members. On the same machine the files are the same to the byte.
 """
 
 import base64
@@ -24,6 +24,7 @@ from PIL import Image
 from torch.nn.functional import cross_entropy
 
 import augment_pictures
+import ensemble_pictures
 import regularizer_pictures
 from drawing import (
     BLUE,
@@ -520,6 +521,7 @@ PICTURES = {
         sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, adamax, nadam, radam, lion, muon, soap, groups,
         constant, step, exponential, inverse_time, cosine, linear, restarts, triangular, one_cycle, warmup, wsd,
         plateau, lr_range, schedule_grid, *regularizer_pictures.PICTURES, *augment_pictures.PICTURES,
+        *ensemble_pictures.PICTURES,
     )
 }  # fmt: skip
 

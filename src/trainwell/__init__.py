@@ -7,15 +7,18 @@ from trainwell._lazy import attributes
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trainwell import augment, data, ensemble, errors, lab, models, optim, random, regularize, train
+    from trainwell import augment, data, ensemble, errors, lab, models, optim, random, regularize, train, transfer
     from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
+    from trainwell.members import fit_members
     from trainwell.optim import schedules
     from trainwell.run import Run
+    from trainwell.run_ensemble import Ensemble
     from trainwell.train.recipe import Recipe
 
 __all__ = [
+    "Ensemble",
     "InputError",
     "Recipe",
     "Run",
@@ -25,6 +28,7 @@ __all__ = [
     "ensemble",
     "errors",
     "fit",
+    "fit_members",
     "lab",
     "load",
     "lr_range",
@@ -35,6 +39,7 @@ __all__ = [
     "resume",
     "schedules",
     "train",
+    "transfer",
 ]
 
 __getattr__ = attributes(
@@ -53,13 +58,16 @@ __getattr__ = attributes(
                 "random",
                 "regularize",
                 "train",
+                "transfer",
             )
         },
+        "Ensemble": "run_ensemble",
         "InputError": "errors",
         "Recipe": "train.recipe",
         "Run": "run",
         "dry_run": "api",
         "fit": "api",
+        "fit_members": "members",
         "load": "data.sources",
         "lr_range": "api",
         "resume": "api",

@@ -10,7 +10,7 @@ def attributes(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
 
     Args:
         package: the package's `__name__`.
-        homes: name to module, relative to `package`; a name that is its own home is a module.
+        homes: name to module, relative to `package` (".a" is a sibling of it); a name that is its own home is a module.
 
     >>> attributes("json", {"JSONDecoder": "decoder"})("JSONDecoder").__name__
     'JSONDecoder'
@@ -19,7 +19,7 @@ def attributes(package: str, homes: dict[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        module = importlib.import_module(f"{package}.{homes[name]}")
+        module = importlib.import_module(f".{homes[name]}", package)
         return module if name == homes[name] else getattr(module, name)
 
     return get

@@ -9,24 +9,27 @@ from typing import Any
 
 from torch import nn
 
+from trainwell import run_ensemble
 from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide, usual_folds
 from trainwell.data.sources import load, read
 from trainwell.errors import InputError, nearest
 from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
-from trainwell.train import hardware, losses
+from trainwell.train import hardware, losses, pretrained
 from trainwell.train.cross_validation import pooled, train_folds
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
-from trainwell.train.folder import at_work_in, describe, how_to_resume, new_run, refuse_used
+from trainwell.train.ensemble_result import FILE
+from trainwell.train.ensemble_result import sentence as sentence_of_ensemble
+from trainwell.train.folder import at_work_in, how_to_resume, refuse_used, start_run
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.prepare import Custom, prepared, tell
 from trainwell.train.range_test import range_test
 from trainwell.train.recipe import Recipe
-from trainwell.train.result import keep_best, on_test_part, write_result
+from trainwell.train.result import finish
 
 OnEpochEnd = Callable[[Trainer, Row], object]
 _LOADING = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()
@@ -88,11 +91,10 @@ def fit(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = _told_apart(recipe, options)
+    given, loading = told_apart(recipe, options)
     custom = Custom(model, loss, metrics or {})
-    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
-    asked |= {} if folds is None else {"folds": folds}
-    folder = Path(out) if out is not None else _unused_folder(source)
+    asked = changed(loading, folds)
+    folder = Path(out) if out is not None else unused_folder(source)
     if resume and (folder / "run.json").exists():
         _refuse_other(folder, given.changes() | asked)
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
@@ -100,17 +102,16 @@ def fit(
         raise InputError(f"{folder} holds no run to go on with; give the data to start one")
     with at_work_in(folder) as work, Display(quiet) as display:
         refuse_used(folder, overwrite)
-        samples, data = _read(source, asked, folds, quiet)
+        samples, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "building the model", given
         tell(data, display)
-        runs = data.options["folds"] + 1 if _cross_validates(data) else 1
+        if given.snapshots and cross_validates(data):
+            raise InputError("snapshots are judged on a test part, not by cross-validation: give folds=1 (--folds 1)")
+        runs = data.options["folds"] + 1 if cross_validates(data) else 1
         share = given if given.minutes is None else dataclasses.replace(given, minutes=given.minutes / runs)
         with prepared(data, share, custom, display) as trainer:
-            with new_run(folder):  # only now, when all that was given has proved usable
-                work.how = how_to_resume(folder, data.source, trainer.recipe.model, custom)
-                trainer.keep_in(folder)
-                trainer.save()  # before the folder is a run, so that a run can always be resumed
-                describe(folder, data, given, asked, custom, trainer)
+            work.how = how_to_resume(folder, data.source, trainer.recipe.model, custom)
+            start_run(folder, data, given, asked, custom, trainer)  # only now, when all has proved usable
             return _train(work, samples, data, custom, trainer, on_epoch_end, save_seconds, display)
 
 
@@ -168,11 +169,10 @@ def dry_run(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = _told_apart(recipe, options)
-    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
-    asked |= {} if folds is None else {"folds": folds}
+    given, loading = told_apart(recipe, options)
+    asked = changed(loading, folds)
     with explained(work := Work(None)), Display(quiet) as display:
-        _, data = _read(source, asked, folds, quiet)
+        _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "learning one batch", given
         tell(data, display)
         with prepared(data, given, Custom(model, loss), display) as trainer:
@@ -219,15 +219,14 @@ def lr_range(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = _told_apart(recipe, options)
-    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
-    asked |= {} if folds is None else {"folds": folds}
+    given, loading = told_apart(recipe, options)
+    asked = changed(loading, folds)
     check_range(low, high, sweep_steps, trial_steps)
     picture = Path(out) if out is not None else None
     if picture is not None:
         _refuse_as_picture(picture)
     with explained(work := Work(None)), Display(quiet) as display:
-        _, data = _read(source, asked, folds, quiet)
+        _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "looking for a learning rate", given
         tell(data, display)
         with prepared(data, dataclasses.replace(given, minutes=None), Custom(model, loss), display) as trainer:
@@ -249,7 +248,7 @@ def _refuse_as_picture(path: Path) -> None:
         raise InputError(f"{path} {what}; choose another --out")
 
 
-def _read(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) -> tuple[Samples | None, Data]:
+def read_data(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) -> tuple[Samples | None, Data]:
     """Returns what a source holds, if it is not divided already, and the data of the model that is kept."""
     if isinstance(source, Data):
         names = [name for name in asked if name != "folds" or folds != 1]
@@ -265,7 +264,7 @@ def _read(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) ->
     return samples, divide(samples, options)
 
 
-def _cross_validates(data: Data) -> bool:
+def cross_validates(data: Data) -> bool:
     """Says whether the result comes from folds, which are other runs, and not from a test part."""
     return data.options["folds"] > 1 and data.options["fold"] is None
 
@@ -293,7 +292,7 @@ def _train(
     folder = work.folder
     assert folder is not None
     work.doing, work.recipe = "training", trainer.recipe
-    if _cross_validates(data) and trainer.step == 0:
+    if cross_validates(data) and trainer.step == 0:
         assert samples is not None
         count = data.options["folds"]
         display.say(
@@ -306,9 +305,7 @@ def _train(
     display.end_of_training()
     work.doing = "testing"
     display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
-    kept = keep_best(trainer)
-    tested = pooled(folder, data) if _cross_validates(data) else on_test_part(trainer, data)
-    result = write_result(folder, trainer, data, kept, tested)
+    result = finish(folder, trainer, data, pooled(folder, data) if cross_validates(data) else None)
     run = Run(folder, trainer.model)
     work.doing = "writing the report"
     report = run.report()
@@ -316,7 +313,17 @@ def _train(
     display.say(sentence(result))
     if trainer.recipe.l1 and "sparsity" in result:
         display.say(f"{result['sparsity']:.1%} of the weights are exactly 0")
+    if trainer.recipe.snapshots:
+        display.say(_of_snapshots(folder, trainer.model))
     return run
+
+
+def _of_snapshots(folder: Path, model: nn.Module) -> str:
+    """Makes the ensemble of a run's snapshots, with its report; returns it in a sentence."""
+    run_ensemble.of_snapshots(folder)
+    ensemble = run_ensemble.Ensemble(folder, model)
+    ensemble.report()
+    return f"of the snapshots, {sentence_of_ensemble(ensemble.about)}"
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -337,7 +344,14 @@ def sentence(result: dict[str, Any]) -> str:
     )
 
 
-def _unused_folder(source: Any) -> Path:
+def changed(loading: dict[str, Any], folds: int | None) -> dict[str, Any]:
+    """Returns the options of loading that are not at their defaults."""
+    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
+    return asked | ({} if folds is None else {"folds": folds})
+
+
+def unused_folder(source: Any) -> Path:
+    """Returns a folder for a run of which nobody said where it is to be."""
     name = Path(source).stem if isinstance(source, str | Path) else "run"
     return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name or 'run'}-{n}").exists())
 
@@ -354,7 +368,7 @@ def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
             )
 
 
-def _told_apart(given: Recipe | Path | str | None, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
+def told_apart(given: Recipe | Path | str | None, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
     """Returns the recipe with some fields changed, and the options of loading.
 
     A length among the fields takes the place of the recipe's own.
@@ -398,6 +412,8 @@ def _resume(
             display.say(f"{folder} is done already")
             if not (folder / "report.html").exists():  # a kill came just before it
                 run.report()
+            if run.recipe.snapshots and not (folder / FILE).exists():
+                display.say(_of_snapshots(folder, run.model))
             return run
     needs = run.info["given"]
     for name in ("model", "loss"):
@@ -414,6 +430,9 @@ def _resume(
         if data.fingerprint != run.info["fingerprint"]:
             raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
         work.doing, work.recipe = "building the model", run.recipe
+        custom = dataclasses.replace(
+            custom, backbone=pretrained.read(folder, run.info.get("backbone"), run.info["model"])
+        )
         with prepared(data, run.recipe, custom, display) as trainer:
             trainer.keep_in(folder)
             for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):

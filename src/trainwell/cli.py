@@ -99,6 +99,18 @@ class Fit:
     save_seconds: float = 60.0
     """how often the state is saved; changes nothing in the result"""
 
+    members: int | None = None
+    """train so many models, which differ by their seeds, and keep the ensemble of those that help"""
+
+    engine: Literal["auto", "loop", "processes", "stacked"] = "auto"
+    """how members are trained: one after the other, each in a process, or all at once as one program; auto tries"""
+
+    jobs: int | None = None
+    """how many members are trained at once, in processes; by default as many as the CPU has cores"""
+
+    backend: Literal["ray", "dask"] | None = None
+    """train members on this cluster"""
+
     quiet: bool = False
     """show warnings alone"""
 
@@ -112,14 +124,30 @@ class Fit:
             raise InputError("--resume needs --out, the folder of the run to go on with")
         if self.source is None and not self.resume:
             raise InputError(_GIVE_DATA.format("fit"))
+        several = self.members is not None or (self.resume and self.out and (self.out / "ensemble.json").exists()
+                                               and not (self.out / "run.json").exists())  # fmt: skip
+        if not several and (self.engine != "auto" or self.jobs is not None or self.backend is not None):
+            raise InputError("--engine, --jobs and --backend are for members: say how many, as in --members 5")
         if self.dry_run:
             self._check()
+        elif several:
+            self._fit_members()
         else:
             run = api.fit(
                 self.source, out=self.out, recipe=self.recipe, resume=self.resume, overwrite=self.overwrite,
                 save_seconds=self.save_seconds, quiet=self.quiet, **self.data.options(),
             )  # fmt: skip
             print(run.path)
+
+    def _fit_members(self) -> None:
+        from trainwell.members import fit_members
+
+        made = fit_members(
+            self.source, members=self.members, out=self.out, recipe=self.recipe, engine=self.engine, jobs=self.jobs,
+            backend=self.backend, resume=self.resume, overwrite=self.overwrite, save_seconds=self.save_seconds,
+            quiet=self.quiet, **self.data.options(),
+        )  # fmt: skip
+        print(made.path)
 
     def _check(self) -> None:
         from trainwell import api
@@ -209,11 +237,11 @@ class Predict:
 
     def __call__(self) -> None:
         """Predicts and prints."""
-        from trainwell.run import Run
+        from trainwell.run_ensemble import opened
 
         if not self.images:
             raise InputError("give image files or folders: trainwell predict runs/first new/*.jpg")
-        predictions = Run(self.run, self.model).predict(list(self.images), average=self.average)
+        predictions = opened(self.run, self.model).predict(list(self.images), average=self.average)
         if self.format == "json":
             print(json.dumps(_rows(predictions, self.probabilities), indent=2, ensure_ascii=False))
         else:
@@ -232,9 +260,9 @@ class Report:
 
     def __call__(self) -> None:
         """Writes and says where."""
-        from trainwell.run import Run
+        from trainwell.run_ensemble import opened
 
-        print(Run(self.run).report())
+        print(opened(self.run).report())
 
 
 @dataclass

@@ -7,9 +7,12 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 _WINDOWS = os.name == "nt"
 _PAUSES = (0.01, 0.05, 0.2, 1.0)  # seconds
@@ -74,6 +77,21 @@ def write_atomically(path: Path | str, content: bytes | str) -> None:
 def write_json(path: Path | str, content: Any) -> None:
     """Writes what JSON can say; numbers that are not finite become `null`, for which alone it has a word."""
     write_atomically(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path | str, tensors: "Mapping[str, torch.Tensor]", about: dict[str, str] | None = None) -> None:
+    """Writes tensors as safetensors, contiguous and from the CPU, whole or not at all.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        about: what else the file says.
+    """
+    import torch
+    from safetensors.torch import save
+
+    whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+    write_atomically(path, save(whole, about))
 
 
 def finite(content: Any) -> Any:

@@ -9,6 +9,7 @@ variant 13 of Stafford's mixers), folded over the words of the place.
 """
 
 import contextlib
+import functools
 import hashlib
 import random as _python_random
 from collections.abc import Iterator
@@ -93,9 +94,17 @@ def seed_everything(*where: int | str) -> None:
     Called before every step, it makes layers that draw from the global generators (`nn.Dropout`) resume to the bit.
     """
     place = key(*where)
-    torch.manual_seed(place & 0x7FFF_FFFF_FFFF_FFFF)
+    seed = place & 0x7FFF_FFFF_FFFF_FFFF
+    # Where there is no other device, torch.manual_seed would note down for each kind, with the whole stack of calls,
+    # that it is to be seeded later: that takes longer than a small layer.
+    torch.manual_seed(seed) if _has_accelerator() else torch.default_generator.manual_seed(seed)
     np.random.seed(place >> 32)  # the other half: from the same word both draw the same
     _python_random.seed(place)
+
+
+@functools.cache
+def _has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 @contextlib.contextmanager

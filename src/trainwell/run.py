@@ -23,7 +23,7 @@ from trainwell.data.dataset import Part, Skipped
 from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, is_out_of_memory
 from trainwell.images import Images
-from trainwell.train import hardware, history
+from trainwell.train import hardware, history, pretrained
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.losses import aligned
 from trainwell.train.recipe import Recipe
@@ -115,18 +115,24 @@ class Run:
         path: the run directory.
         model: where the run's model is code of yours: the module for its weights to be loaded into, or its name again,
             "package.module:function".
+        weights: the file in it that holds the weights: those that were kept, or a snapshot, such as
+            "snapshots/step-00000300.safetensors".
 
     Raises:
         InputError: there is no run at `path`.
     """
 
-    def __init__(self, path: Path | str, model: nn.Module | str | None = None) -> None:
-        self.path, self._given = Path(path), model
+    def __init__(
+        self, path: Path | str, model: nn.Module | str | None = None, weights: str = "model.safetensors"
+    ) -> None:
+        self.path, self._given, self._weights = Path(path), model, weights
         try:
             self.info: dict[str, Any] = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             self.recipe = Recipe.load(self.path / "recipe.toml")
         except (FileNotFoundError, NotADirectoryError):
-            raise InputError(f"{self.path} holds no run; give the folder that --out named") from None
+            several = (self.path / "ensemble.json").exists()
+            hint = "but an ensemble: tw.Ensemble(path)" if several else "give the folder that --out named"
+            raise InputError(f"{self.path} holds no run{',' if several else ';'} {hint}") from None
         except ValueError as error:
             if isinstance(error, InputError):
                 raise
@@ -136,7 +142,8 @@ class Run:
 
     def __repr__(self) -> str:
         figures = {name: self.result[name] for name in ("test_accuracy", "test_loss") if name in self.result}
-        return f"Run({str(self.path)!r}{''.join(f', {name}={value:.4f}' for name, value in figures.items())})"
+        told = "".join(f", {name}={value:.4f}" for name, value in figures.items())
+        return f"{type(self).__name__}({str(self.path)!r}{told})"
 
     @property
     def result(self) -> dict[str, Any]:
@@ -169,15 +176,16 @@ class Run:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path, about = self.path / "model.safetensors", self.info["model"]
+        path, about = self.path / self._weights, self.info["model"]
         if not path.exists():
             raise InputError(f"{self.path} has no model yet; go on with `trainwell fit --resume --out {self.path}`")
         if isinstance(self._given, str) and self._given != about["name"]:
             raise InputError(f"the model of {self.path} is {about['name']!r}, not {self._given!r}")
         if self._given is None and self.info["given"]["model"]:
             raise InputError(f"{self.path} was trained with a model of yours; give it: Run(path, model=…)")
+        backbone = pretrained.rebuilt(self.info.get("backbone"), about)
         module = models.create(
-            self._given if self._given is not None else about["name"],
+            self._given if self._given is not None else backbone or about["name"],
             num_classes=about["num_classes"], in_chans=about["in_chans"], img_size=about["img_size"],
             in_features=about["in_features"], allow_code=self._given is not None,
             **{name: getattr(self.recipe, name) for name in models.NOISE},

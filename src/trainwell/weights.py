@@ -1,4 +1,4 @@
-"""Which of a model's parameters are weights, which decay and are penalised."""
+"""A model's parameters: which are weights, which decay and are penalised; and the model itself in what wraps it."""
 
 from collections.abc import Iterator
 
@@ -39,3 +39,14 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"the parameter {name!r} has no shape yet: run one batch through the model first")
         yield name, parameter, is_weight(name, parameter, of_norms)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """Returns the model itself: what wraps it for several devices or compiles it puts words before its names."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from trainwell.data import cache, store
@@ -162,3 +163,18 @@ def test_what_the_system_does_not_let_go_of_stays_whole_and_is_named(tmp_path, h
     monkeypatch.setattr(Path, "rename", in_use)
     assert cache.clear() == (0, ((entry, "it cannot be removed: Access is denied"),))
     assert len(opened(tmp_path / "photos").images) == 6
+
+
+def test_features_are_listed_and_cleared_too(home):
+    from trainwell.transfer.features import cached
+
+    cached("0" * 32, lambda: {"x": torch.ones(1000)})
+    other = home / "features" / "mine.safetensors"
+    other.write_bytes(b"not ours")
+    (entry,) = cache.entries()
+    assert entry.bytes == on_disk(home) - 8
+    assert "features" in cache.describe([entry])
+    assert cache.clear(older_than_days=1).bytes == 0
+    assert cache.clear().bytes == entry.bytes
+    assert cache.entries() == []
+    assert other.exists()

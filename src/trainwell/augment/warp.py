@@ -64,8 +64,12 @@ class Views:
         """Returns the views of some images."""
         return Views(*(value if len(value) == 1 else value[part] for value in vars(self).values()))
 
-    def _checked(self, count: int) -> "Views":
-        """Returns the views of `count` images in the types and layout that the kernel reads without looking."""
+    def checked(self, count: int) -> "CheckedViews":
+        """Returns the views of `count` images in the types and layout that the kernel reads without looking.
+
+        Raises:
+            ValueError: a map is not finite, or a shape does not fit.
+        """
         channels = self.shift.shape[1]
         shapes = {
             "maps": (count, 2, 3), "colour": (count, channels, channels), "shift": (count, channels),
@@ -79,7 +83,11 @@ class Views:
         }
         if not (np.isfinite(values["maps"]).all() and np.isfinite(values["lens"]).all()):
             raise ValueError("maps must be finite")
-        return Views(**values)
+        return CheckedViews(**values)
+
+
+class CheckedViews(Views):
+    """Views that need not be looked at again."""
 
 
 def warp(
@@ -114,7 +122,8 @@ def warp(
     if padding_mode not in PADDINGS:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {padding_mode!r}")
     batch = len(source) if rows is None else len(rows)
-    views = views._checked(batch)
+    if not (isinstance(views, CheckedViews) and len(views.maps) == batch):
+        views = views.checked(batch)
     given = source if isinstance(source, Images) else _Batch(source)
     rows = np.arange(batch) if rows is None else rows
     channels, most = views.shift.shape[1], int(given.shapes[rows, 2].max(initial=0))

@@ -10,7 +10,7 @@ import torch
 
 from trainwell import random
 from trainwell.augment.augment import Augment, Params
-from trainwell.augment.warp import warp
+from trainwell.augment.warp import Views, warp
 from trainwell.data import order
 from trainwell.data.dataset import Part
 from trainwell.images import Images
@@ -109,6 +109,7 @@ class Batches:
             raise ValueError("only samples of one class each can be balanced")
         self.part, self.shuffle, self.seed = part, shuffle or balanced, seed
         self._labels = part.targets[part.indices] if balanced else None
+        self._shuffled: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None  # seed and epoch, and their order
         # The last order of that kind, and how often each sample came before.
         self._balanced: tuple[tuple[int, int], npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
         self.batch_size = min(batch_size, len(part))
@@ -120,7 +121,10 @@ class Batches:
         normalised: dict[str, Any] = {"mean": tuple(self.mean.tolist()), "std": tuple(self.std.tolist())}
         self.augment = dataclasses.replace(augment or Augment(padding_mode="border"), **normalised)
         self.size = None
+        self._plain: dict[int, Views] = {}  # by how many images; for validation there is but one
+        self._unchanged = False
         if isinstance(part.inputs, Images):
+            self._unchanged = part.inputs.size is not None and self.augment == self.augment.off()
             self.size = size or part.inputs.size
             if self.size is None:
                 raise ValueError("the images differ in size; say size=(height, width) of the batch")
@@ -150,7 +154,9 @@ class Batches:
                 self._balanced = place, rows, order.occurrences(rows)
             return self.part.indices[self._balanced[1][chosen]]
         if self.shuffle:
-            return self.part.indices[order.shuffled(len(self.part), self.seed, epoch)[chosen]]
+            if self._shuffled is None or self._shuffled[0] != (self.seed, epoch):
+                self._shuffled = (self.seed, epoch), order.shuffled(len(self.part), self.seed, epoch)
+            return self.part.indices[self._shuffled[1][chosen]]
         return self.part.indices[chosen]
 
     def batch(self, epoch: int, number: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -158,7 +164,7 @@ class Batches:
         if not 0 <= number < len(self):
             raise IndexError(f"an epoch has {len(self)} batches; there is no number {number}")
         rows = self.rows(epoch, number)
-        inputs = self._inputs(rows, self._keys(rows, epoch, number))
+        inputs = self._inputs(rows, epoch, number)
         targets = torch.from_numpy(self.part.targets[rows])
         return inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
 
@@ -175,9 +181,11 @@ class Batches:
         for number in range(start, len(self)):
             yield self.batch(epoch, number)
 
-    def _inputs(self, rows: npt.NDArray[np.int64], row_keys: npt.NDArray[np.uint64]) -> torch.Tensor:
+    def _inputs(self, rows: npt.NDArray[np.int64], epoch: int, number: int) -> torch.Tensor:
         if isinstance(self.part.inputs, Images):
-            return self.changed(rows, self.augment.params(row_keys, self.size))
+            if self._unchanged:
+                return self._made(rows, self._plain_views(len(rows)))
+            return self.changed(rows, self.augment.params(self._keys(rows, epoch, number), self.size))
         values: npt.NDArray[Any] = self.part.inputs[rows]
         spread = _along_columns(values.ndim)
         return torch.from_numpy(
@@ -191,9 +199,22 @@ class Batches:
             rows: which of the part's inputs.
             params: what is done to them.
         """
-        images, size = self.part.inputs, self.size
+        assert isinstance(self.part.inputs, Images)
+        return self._made(rows, self._views(self.part.inputs.shapes[rows], params))
+
+    def _views(self, shapes: npt.NDArray[np.int32], params: Params) -> Views:
+        assert self.size is not None
+        return self.augment.views(params, shapes, self.size, len(self.mean), 1 / 255)
+
+    def _plain_views(self, count: int) -> Views:
+        """Returns how images are batched that are all of one size, with nothing done to them."""
+        if count not in self._plain:
+            assert isinstance(self.part.inputs, Images)
+            self._plain[count] = self._views(self.part.inputs.shapes[:1], Params()).checked(count)
+        return self._plain[count]
+
+    def _made(self, rows: npt.NDArray[np.int64], views: Views) -> torch.Tensor:
+        images, size, padding = self.part.inputs, self.size, self.augment.padding_mode
         assert isinstance(images, Images)
         assert size is not None
-        views = self.augment.views(params, images.shapes[rows], size, len(self.mean), 1 / 255)
-        padding = self.augment.padding_mode
         return warp(images, views, size, rows=rows, padding_mode=padding, channels_last=self.channels_last)

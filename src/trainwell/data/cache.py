@@ -1,4 +1,4 @@
-"""The user's cache of decoded images: where it is, how large, and how it is cleared."""
+"""The user's cache, of decoded images and of features: where it is, how large, and how it is cleared."""
 
 import contextlib
 import json
@@ -17,7 +17,7 @@ _DAY = 86400.0  # seconds
 
 
 class Entry(NamedTuple):
-    """The decoded images of one folder at one size.
+    """The decoded images of one folder at one size, or the features of a pretrained model.
 
     Attributes:
         path: where they are kept.
@@ -44,6 +44,10 @@ class Cleared(NamedTuple):
 def entries() -> list[Entry]:
     """Lists what the cache holds, the largest first; anything there that is not ours is passed over."""
     found = []
+    with contextlib.suppress(OSError):
+        for path in (cache_folder() / "features").glob("*.safetensors"):
+            if _KEY.fullmatch(path.stem) and path.is_file() and not path.is_symlink():
+                found.append(Entry(path, path.stat().st_size, None, "features", path.stat().st_mtime))
     with contextlib.suppress(OSError):  # no cache yet
         for home in sorted((cache_folder() / "images").iterdir()):
             if _KEY.fullmatch(home.name) and home.is_dir() and not home.is_symlink():
@@ -54,7 +58,7 @@ def entries() -> list[Entry]:
 
 
 def clear(older_than_days: float = 0.0) -> Cleared:
-    """Removes decoded images, and what killed processes left; they are decoded anew when they are needed.
+    """Removes decoded images and features, and what killed processes left; they are made anew when they are needed.
 
     Images that another process decodes at this moment stay. One that trains on stored images goes on: the system keeps
     what is open, or, on Windows, does not let go of it; then it stays. Nothing is removed that we did not write.
@@ -71,6 +75,13 @@ def clear(older_than_days: float = 0.0) -> Cleared:
     latest = time.time() - older_than_days * _DAY
     for entry in entries():
         if older_than_days and entry.used > latest:
+            continue
+        if entry.path.is_file():
+            try:
+                entry.path.unlink()
+                freed += entry.bytes
+            except OSError as error:
+                kept.append((entry, f"it cannot be removed: {error.strerror or error}"))
             continue
         try:
             with FileLock(entry.path / "lock", timeout=0):
@@ -93,6 +104,8 @@ def describe(found: list[Entry]) -> str:
     lines = [f"{cache_folder()}: {_in_words(sum(entry.bytes for entry in found))}"]
     for entry in found:
         images = "unfinished" if entry.images is None else f"{entry.images:,} images"
+        if entry.source == "features":
+            images = ""
         day = datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d")
         lines.append(f"{_in_words(entry.bytes):>12}  {images:>18}  {day}  {entry.source or entry.path.name}")
     return "\n".join(lines)

@@ -100,6 +100,7 @@ class Data:
         source: where it came from: an absolute path, "digits" or "arrays".
         options: `trainwell.load(source, **options)` gives the same data again.
         fingerprint: differs if the samples, their targets or the split differ, and only then: files may move.
+        inputs_digest: differs if the inputs of the source do, however they are split.
     """
 
     train: Part
@@ -114,6 +115,7 @@ class Data:
     source: str
     options: dict[str, Any]
     fingerprint: str
+    inputs_digest: str
 
     @property
     def parts(self) -> dict[str, Part]:

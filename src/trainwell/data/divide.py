@@ -75,6 +75,7 @@ def divide(samples: Samples, options: dict[str, Any]) -> Data:
         source=samples.source,
         options=options,
         fingerprint=_fingerprint(samples, rows),
+        inputs_digest=hashlib.blake2b(samples.digest, digest_size=16).hexdigest(),
     )
 
 

@@ -1,7 +1,5 @@
 """In which order samples are seen: a function of the seed and the epoch."""
 
-import functools
-
 import numpy as np
 import numpy.typing as npt
 
@@ -11,9 +9,8 @@ from trainwell.errors import InputError
 Rows = npt.NDArray[np.int64]
 
 
-@functools.lru_cache(maxsize=4)
 def shuffled(count: int, seed: int, epoch: int) -> Rows:
-    """Returns the rows 0 to `count - 1` in the random order of an epoch; read-only, since it is kept for the next call.
+    """Returns the rows 0 to `count - 1` in the random order of an epoch; read-only, since orders are kept.
 
     >>> shuffled(5, 0, 1).tolist() == random.permutation(5, 0, "order", 1).tolist()
     True

@@ -1,4 +1,4 @@
-"""The charts of a report, as plain plotly figures.
+"""The charts of the reports, as plain plotly figures.
 
 `{"css": "--accent"}` stands for a colour that the reader's light or dark theme decides; the page's script fills it in,
 and fits every chart to the reader's screen.
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell.train.metrics import wilson_interval
+from trainwell.train.recipe import AVERAGES
 
 _MOST_CLASSES = 100  # of more, those with the most mistakes are shown
 _NARROW_CLASSES = 14  # more need the page's whole width
@@ -112,6 +113,8 @@ def learning(history: Sequence[Mapping[str, Any]], kept: int | None, word: str) 
             continue
         if len(curves) == 2:
             curves[1] |= {"fill": "tonexty", "fillcolor": _css("gap")}
+        for average in AVERAGES:
+            curves += _curve(history, f"{average}_val_{quantity}", f"average ({average})")
         layout = {
             "hovermode": "x unified",
             "xaxis": _epochs(history),
@@ -136,6 +139,8 @@ def _curve(history: Sequence[Mapping[str, Any]], column: str, name: str) -> list
     if all(value is None for value in values):
         return []
     colour, width, dash = ("other", 1.75, "dash") if name == "training" else ("accent", 2.5, "solid")
+    if name.startswith("average"):
+        colour, width, dash = "accent", 1.75, "dot"
     curve = {
         "type": "scatter", "name": name, "x": [row["epoch"] for row in history], "y": values,
         "mode": "lines+markers" if len(history) <= _MOST_MARKED else "lines",
@@ -324,3 +329,95 @@ def against_truth(outputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> list[
     layout = {"xaxis": _title("true"), "yaxis": _title("answer"), "shapes": [exact]}
     caption = "On the dotted line the answer is exact; a bend away from it is a bias."
     return [Chart("scatter", "Answer against truth", caption, {"data": [answers], "layout": layout}, 420, wide=True)]
+
+
+# --- Of an ensemble. ---
+
+
+def by_number(rows: Sequence[Mapping[str, Any]], kept: int, together: Mapping[str, Mapping[str, Any]]) -> list[Chart]:
+    """Returns charts of the accuracy, if there is one, and of the loss over the number of members.
+
+    Args:
+        rows: For each number of `members`, the mean figures of so many `ensembles`; numbers, or `None`.
+        kept: How many members the ensemble asks.
+        together: The ensemble's own figures; each has a `value` and an `interval`.
+    """
+    if len(rows) < 2:
+        return []
+    if "log_loss" not in together:
+        figure = _over_members(rows, "loss", kept, together["loss"])
+        return [
+            Chart("number-loss", "Loss", "Down is better. Where it is flat, more would hardly help.", figure, wide=True)
+        ]
+    right = _over_members(rows, "accuracy", kept, together["accuracy"])
+    loss = _over_members(rows, "loss", kept, together["log_loss"])
+    return [
+        Chart("number-accuracy", "Accuracy", "Up is better. Where it is flat, more would hardly help.", right),
+        Chart("number-loss", "Log loss", "Down is better. It counts how sure an answer was, too.", loss),
+    ]
+
+
+def _over_members(rows: Sequence[Mapping[str, Any]], column: str, kept: int, own: Mapping[str, Any]) -> dict[str, Any]:
+    fractions = column == "accuracy"
+    figure = "%{y:.2%}" if fractions else "%{y:.4g}"
+    means = {
+        "type": "scatter", "name": "so many of the members", "x": [row["members"] for row in rows],
+        "y": [row[column] for row in rows], "mode": "lines+markers" if len(rows) <= _MOST_MARKED else "lines",
+        "marker": {"color": _css("accent"), "size": 5}, "line": {"width": 2.5},
+        "customdata": [f"{n:,} ensembles" if (n := row["ensembles"]) > 1 else "one ensemble" for row in rows],
+        "hovertemplate": f"{figure}, the mean of %{{customdata}}<extra></extra>",
+    }  # fmt: skip
+    this = {
+        "type": "scatter", "name": "this ensemble", "mode": "markers", "x": [kept], "y": [own["value"]],
+        "marker": {"color": _css("other"), "size": 10, "symbol": "diamond"},
+        "hovertemplate": f"{figure}<br>{interval(own['interval'], fractions)}<extra></extra>",
+    }  # fmt: skip
+    margin = max(0.3, 0.03 * len(rows))
+    axis = {"range": [rows[0]["members"] - margin, rows[-1]["members"] + margin], "showgrid": False} | _title("members")
+    axis |= {"dtick": 1} if len(rows) <= 10 else {}
+    return {"data": [means, this], "layout": {"xaxis": axis, "yaxis": {"tickformat": "~%"} if fractions else {}}}
+
+
+def reliability(answers: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[Any], bins: int) -> Chart:
+    """Returns a chart of how often answers are right, over how sure they are, in bins of equal width.
+
+    Args:
+        answers: Probabilities of shape `(n, classes)` by whose they are: one model's, then the ensemble's.
+        targets: The true classes, integers of shape `(n,)`.
+        bins: How many there are.
+    """
+    data, lowest = [], np.ones(2)
+    for (name, p), (colour, symbol) in zip(answers.items(), (("other", "diamond"), ("accent", "circle")), strict=False):
+        confidence, right = p.max(1), p.argmax(1) == targets
+        bin_of = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence)
+        counts = np.bincount(bin_of, minlength=bins)
+        held = np.flatnonzero(counts)
+        n, k = counts[held], np.bincount(bin_of, right, bins)[held].astype(int)
+        x, y = np.bincount(bin_of, confidence, bins)[held] / n, k / n
+        ends = [wilson_interval(*pair) for pair in zip(k.tolist(), n.tolist(), strict=True)]
+        texts = [
+            f"{name}, {percent(sure)} sure<br>{hits:,} of {of:,} right ({percent(hits / of)})<br>{interval(end, True)}"
+            for sure, hits, of, end in zip(x.tolist(), k.tolist(), n.tolist(), ends, strict=True)
+        ]
+        low, high = np.transpose(ends)
+        lowest = np.minimum(lowest, [x.min(), low.min()])
+        data.append({
+            "type": "scatter", "name": name, "mode": "markers", "x": x.tolist(), "y": y.tolist(),
+            "error_y": {"array": (high - y).tolist(), "arrayminus": (y - low).tolist(), "thickness": 1, "width": 0},
+            "marker": {"color": _css(colour), "symbol": symbol, "size": (5 + 15 * np.sqrt(n / len(targets))).tolist()},
+            "hovertext": texts, "hovertemplate": "%{hovertext}<extra></extra>",
+        })  # fmt: skip
+    axis = {"tickformat": ".0%"}
+    layout = {
+        "xaxis": axis | {"range": [lowest[0] - 0.03, 1.03]} | _title("how sure"),
+        "yaxis": axis | {"range": [lowest[1] - 0.03, 1.03]} | _title("how often right"),
+        "legend": {"itemsizing": "constant"},
+        "shapes": [_dotted("soft", x0=0, y0=0, x1=1, y1=1)],
+    }
+    caption = (
+        f"Answers by how sure they are, in {bins} steps; the larger the point, the more of them. On the dotted line, "
+        "what is 80\u00a0% sure is right 80\u00a0% of the time; below it an answer is too sure, above it not sure "
+        "enough. Where a point's 95\u00a0% interval reaches the line, chance may have parted them."
+    )
+    figure = {"data": data, "layout": layout}
+    return Chart("reliability", "How sure, and how often right", caption, figure, 440, wide=True)

@@ -1,34 +1,24 @@
 """A run directory as one page: self-contained, interactive, offline; a pure function of the run's files."""
 
 import base64
-import functools
-import hashlib
 import io
 import json
-import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from trainwell.errors import InputError
-from trainwell.files import write_atomically
 from trainwell.lab import charts
 from trainwell.lab.charts import interval, percent
+from trainwell.lab.page import write_page
+from trainwell.lab.reading import NUMBER, Table, check, finite, load, run_facts
 from trainwell.train import history
 from trainwell.train.display import duration
-from trainwell.train.recipe import Recipe
+from trainwell.train.recipe import AVERAGES, Recipe
 
-if TYPE_CHECKING:
-    from jinja2 import Template
-
-HERE = Path(__file__).parent
-T = TypeVar("T")
-_Table = dict[str, Any]
-_NUMBER = int | float
 _LARGEST = 5_000  # pixels of a side of what shows augmentation
 _SHARP_BELOW = 100  # pixels; smaller pictures are enlarged with their pixels showing
 
@@ -45,23 +35,37 @@ def write_report(run: Path | str) -> Path:
     Raises:
         InputError: If a file that the report needs is missing, or one is damaged.
     """
-    path = Path(run) / "report.html"
-    # File names that are no valid Unicode come as lone surrogates; a page cannot hold those.
-    write_atomically(path, _page(_read(Path(run))).encode("utf-8", "replace"))
-    return path
+    found = _read(Path(run))
+    learning = charts.learning(found.history, found.kept_epoch, "kept" if found.result else "best so far")
+    testing = _testing(found)
+    sentence, aside = _headline(found)
+    return write_page(
+        Path(run) / "report.html",
+        "report.html.jinja",
+        found.facts["source"],
+        learning + testing,
+        run=found,
+        version=found.facts["trainwell"],
+        sentence=sentence,
+        aside=aside,
+        key_facts=_key_facts(found),
+        learning=learning,
+        testing=testing,
+        recipe=_recipe(found),
+    )
 
 
-# --- Reading. A run may come from a stranger: everything is checked here, nothing is run or unpickled. ---
+# --- Reading. ---
 
 
 @dataclass(frozen=True)
 class _Run:
-    facts: _Table  # of run.json
+    facts: Table  # of run.json
     recipe: Recipe
-    history: list[_Table]  # finite numbers, or None
-    result: _Table  # empty while the run is going
+    history: list[Table]  # finite numbers, or None
+    result: Table  # empty while the run is going
     evaluation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None  # outputs and targets of the test part
-    mistakes: list[_Table] | None
+    mistakes: list[Table] | None
     augmentation: str | None  # a picture
 
     @property
@@ -90,96 +94,49 @@ def _read(folder: Path) -> _Run:
     for name in ("run.json", "recipe.toml"):
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a run's directory, it has no {name}; give what `--out` named.")
-    facts = _load(folder / "run.json", _facts) or {}
+    facts = load(folder / "run.json", run_facts) or {}
     return _Run(
         facts,
         Recipe.load(folder / "recipe.toml"),
-        _load(folder / "history.jsonl", _history) or [],
-        _load(folder / "result.json", lambda path: _result(path, facts["task"])) or {},
-        _load(folder / "evaluation.safetensors", lambda path: _evaluation(path, facts)),
-        _load(folder / "mistakes.json", lambda path: _mistakes(path, facts["classes"])),
-        _load(folder / "augmentation.png", _sheet),
+        load(folder / "history.jsonl", _history) or [],
+        load(folder / "result.json", lambda path: _result(path, facts["task"])) or {},
+        load(folder / "evaluation.safetensors", lambda path: _evaluation(path, facts)),
+        load(folder / "mistakes.json", lambda path: _mistakes(path, facts["classes"])),
+        load(folder / "augmentation.png", _sheet),
     )
 
 
-def _load(path: Path, read: Callable[[Path], T]) -> T | None:
-    """Returns what `read` makes of a file, or None where there is none; whatever fails in it is the file's damage."""
-    from safetensors import SafetensorError
-
-    try:
-        return read(path) if path.is_file() else None
-    except InputError:
-        raise
-    except (
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        SafetensorError,
-    ) as error:
-        reason = " ".join(f"{error}".split())[:200]
-        raise InputError(f"{path}: damaged ({reason}); restore the file, or train again.") from error
-
-
-def _check(table: Mapping[str, Any], **kinds: Any) -> None:
-    for name, kind in kinds.items():
-        if not isinstance(table[name], kind):
-            raise ValueError(f"{name!r} is of a wrong kind")
-
-
-def _facts(path: Path) -> _Table:
-    facts: _Table = json.loads(path.read_bytes())
-    _check(facts, trainwell=str, source=str, task=str, command=str, fingerprint=str, classes=list, skipped=list)
-    _check(facts, sizes=dict, model=dict, environment=dict, given=dict)
-    _check(facts["sizes"], train=int, val=int, test=int)
-    _check(facts["model"], name=str, parameters=int)
-    _check(facts["given"], recipe=dict)
-    _check(facts["environment"], device=str)
-    told = [item[key] for item in facts["skipped"] for key in ("path", "reason")]
-    told += [text for item in facts.setdefault("notices", []) for text in (item["text"], *item["paths"])]
-    for name in (*facts["classes"], *told):
-        if not isinstance(name, str):
-            raise ValueError(f"{name!r} is not text")
-    return facts
-
-
-def _history(path: Path) -> list[_Table]:
-    rows = [{name: value if _finite(value) else None for name, value in row.items()} for row in history.read(path)]
+def _history(path: Path) -> list[Table]:
+    rows = [{name: value if finite(value) else None for name, value in row.items()} for row in history.read(path)]
     for row in rows:
-        _check(row, epoch=int, step=int)
+        check(row, epoch=int, step=int)
     return rows
 
 
-def _finite(value: object) -> TypeGuard[float]:
-    return isinstance(value, _NUMBER) and math.isfinite(value)
-
-
-def _result(path: Path, task: str) -> _Table:
-    result: _Table = json.loads(path.read_bytes())
-    _check(result, stop_reason=str, metrics=dict, kept_epoch=int, epochs=int, halvings=int, test_loss=_NUMBER)
+def _result(path: Path, task: str) -> Table:
+    result: Table = json.loads(path.read_bytes())
+    check(result, stop_reason=str, metrics=dict, kept_epoch=int, epochs=int, halvings=int, test_loss=NUMBER)
     for name in ("seconds", "test_accuracy") if task == "classification" else ("seconds",):
-        if not _finite(result[name]):
+        if not finite(result[name]):
             raise ValueError(f"{name!r} is not a finite number")
     for metric in result["metrics"].values():
-        _check(metric, value=_NUMBER)
+        check(metric, value=NUMBER)
     by_class, by_label = result.setdefault("by_class", []), result.setdefault("by_label", [])
     ends = [result["test_interval"], *(metric["interval"] for metric in result["metrics"].values())]
     ends += [row["interval"] for row in by_class if row["samples"]]
     ends += [result["test_balanced_interval"]] if "test_balanced_accuracy" in result else []
     ends += [result["indistinguishable"]] if "indistinguishable" in result else []
     for pair in ends:
-        if len(pair) != 2 or not all(isinstance(end, _NUMBER) for end in pair):
+        if len(pair) != 2 or not all(isinstance(end, NUMBER) for end in pair):
             raise ValueError(f"{pair} is no interval")
     for row in (*by_class, *by_label, *result.setdefault("folds", [])):
         for name, value in row.items():
-            if name != "interval" and value is not None and not isinstance(value, _NUMBER):
+            if name != "interval" and value is not None and not isinstance(value, NUMBER):
                 raise ValueError(f"{name!r} is not a number")
     for name in ("test_balanced_accuracy", "mean_average_precision", "exact_match"):
-        if not isinstance(result.get(name, 0.0), _NUMBER | None):
+        if not isinstance(result.get(name, 0.0), NUMBER | None):
             raise ValueError(f"{name!r} is not a number")
-    _check({"test_samples": 1} | result, test_samples=int)
+    check({"test_samples": 1} | result, test_samples=int)
     return result
 
 
@@ -189,7 +146,7 @@ def _tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
     return dict(load_file(path))
 
 
-def _evaluation(path: Path, facts: _Table) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _evaluation(path: Path, facts: Table) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     tensors = _tensors(path)
     outputs, targets = tensors["test_outputs"], tensors["test_targets"]
     if not 0 < len(targets) == len(outputs):
@@ -202,11 +159,11 @@ def _evaluation(path: Path, facts: _Table) -> tuple[npt.NDArray[Any], npt.NDArra
     return outputs, targets
 
 
-def _mistakes(path: Path, classes: list[str]) -> list[_Table]:
-    pictures = _load(path.with_suffix(".safetensors"), _tensors) or {}
+def _mistakes(path: Path, classes: list[str]) -> list[Table]:
+    pictures = load(path.with_suffix(".safetensors"), _tensors) or {}
     mistakes = []
     for number, row in enumerate(json.loads(path.read_bytes())):
-        _check(row, name=str, true=int, predicted=int, confidence=_NUMBER)
+        check(row, name=str, true=int, predicted=int, confidence=NUMBER)
         if not all(0 <= row[key] < len(classes) for key in ("true", "predicted")):
             raise ValueError(f"entry {number} names a class that run.json does not have")
         named = {key: classes[row[key]] for key in ("true", "predicted")}
@@ -240,7 +197,16 @@ def _png(pixels: npt.NDArray[Any]) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
-# --- Words. ---
+# --- Words and charts. ---
+
+
+def _testing(run: _Run) -> list[charts.Chart]:
+    if run.evaluation is not None and run.facts["task"] == "classification":
+        ends = [row["interval"] for row in run.result.get("by_class", [])]
+        return charts.by_class(run.facts["classes"], *run.evaluation, ends or None)
+    if run.evaluation is not None and run.facts["task"] == "regression":
+        return charts.against_truth(*run.evaluation)
+    return []
 
 
 def _count(number: int, noun: str) -> str:
@@ -299,16 +265,18 @@ def _key_facts(run: _Run) -> list[tuple[str, str]]:
     facts += [("model", model["name"]), ("parameters", f"{model['parameters']:,}")]
     if not result:
         return facts
+    if (average := result.get("kept_weights")) in AVERAGES:
+        facts.append(("weights handed over", f"their average ({average})"))
     for part, name in (("val", "validation"), ("test", "test")):
-        if _finite(accuracy := result.get(f"{part}_accuracy")):
+        if finite(accuracy := result.get(f"{part}_accuracy")):
             facts.append((f"{name} accuracy", percent(accuracy)))
-        if _finite(loss := result.get(f"{part}_loss")):
+        if finite(loss := result.get(f"{part}_loss")):
             facts.append((f"{name} loss", f"{loss:.4g}"))
-    if _finite(balanced := result.get("test_balanced_accuracy")):
+    if finite(balanced := result.get("test_balanced_accuracy")):
         words = interval(result["test_balanced_interval"], fractions=True)
         facts.append((f"balanced accuracy (each class counts the same), {words}", percent(balanced)))
     for name in ("mean_average_precision", "exact_match"):
-        if _finite(share := result.get(name)):
+        if finite(share := result.get(name)):
             facts.append((name.replace("_", " "), percent(share)))
     for name, metric in result["metrics"].items():
         words = interval(metric["interval"], fractions=False)
@@ -334,50 +302,3 @@ def _recipe(run: _Run) -> list[tuple[str, str, bool]]:
     return [
         (name, value if isinstance(value, str) else json.dumps(value, default=str), by) for name, value, by in fields
     ]
-
-
-# --- The page. ---
-
-
-def _script(code: str) -> tuple[str, str]:
-    """Returns code that can stand inside a `<script>` element, and the hash by which the page allows it."""
-    code = code.replace("</script", "<\\/script")
-    return code, "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
-
-
-@functools.cache  # compiling it takes longer than filling it in
-def _template() -> "Template":
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = FileSystemLoader(HERE)
-    return Environment(
-        loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).get_template("report.html.jinja")
-
-
-def _page(run: _Run) -> str:
-    from plotly.offline import get_plotlyjs
-
-    learning = charts.learning(run.history, run.kept_epoch, "kept" if run.result else "best so far")
-    testing = []
-    if run.evaluation is not None and run.facts["task"] == "classification":
-        ends = [row["interval"] for row in run.result.get("by_class", [])]
-        testing = charts.by_class(run.facts["classes"], *run.evaluation, ends or None)
-    elif run.evaluation is not None and run.facts["task"] == "regression":
-        testing = charts.against_truth(*run.evaluation)
-    plotly_js, plotly_hash = _script(get_plotlyjs())
-    draw_js, draw_hash = _script((HERE / "report.js").read_text("utf-8"))
-    sentence, aside = _headline(run)
-    return _template().render(
-        run=run,
-        name=run.facts["source"].replace("\\", "/").rstrip("/").rsplit("/", 1)[-1] or "a run",
-        sentence=sentence,
-        aside=aside,
-        key_facts=_key_facts(run),
-        learning=learning,
-        testing=testing,
-        charts={"template": charts.TEMPLATE, "charts": [asdict(chart) for chart in learning + testing]},
-        recipe=_recipe(run),
-        scripts=(plotly_js, draw_js),
-        script_hashes=f"'{plotly_hash}' '{draw_hash}'",
-    )

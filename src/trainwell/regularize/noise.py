@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from trainwell import random
 from trainwell.errors import InputError
+from trainwell.freezing import is_frozen
+from trainwell.weights import bare
 
 Rows: TypeAlias = range | Tensor | None
 
@@ -121,7 +123,7 @@ def keyed(model: nn.Module, *where: int | str, rows: Rows = None) -> Iterator[No
     >>> torch.equal(whole[2:], half)
     True
     """
-    layers = [(name, layer) for name, layer in _bare(model).named_modules() if isinstance(layer, Noise)]
+    layers = [(name, layer) for name, layer in bare(model).named_modules() if isinstance(layer, Noise)]
     words = np.array([random.word(name) for name, _ in layers], np.uint64)
     # As tensors: of numbers, which change, torch.compile would compile each step anew.
     keys = torch.from_numpy(random.keys(random.key(*where), words).view(np.int64)).unbind()
@@ -139,15 +141,15 @@ def keyed(model: nn.Module, *where: int | str, rows: Rows = None) -> Iterator[No
 def sampling(model: nn.Module) -> Iterator[None]:
     """Puts a model into evaluation, but for its noise, which is sampled; afterwards all is as before.
 
-    Batch norm and everything else with statistics stays in evaluation. Noise are our layers, and torch's `Dropout`,
-    `RReLU`, and the dropout within its recurrent and attention layers.
+    Batch norm and everything else with statistics stays in evaluation, and so does what is frozen. Noise are our
+    layers, and torch's `Dropout`, `RReLU`, and the dropout within its recurrent and attention layers.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8))
     >>> with sampling(model):
     ...     model[0].training, model[1].training
     (True, False)
     """
-    layers = [module for module in model.modules() if isinstance(module, Noise)]
+    layers = [module for module in model.modules() if isinstance(module, Noise) and not is_frozen(module)]
     before = [layer._sampling for layer in layers]
     fast = torch.backends.mha.get_fastpath_enabled()
     with evaluating(model):
@@ -183,14 +185,3 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """Returns the model itself: what wraps it for several devices or compiles it puts words before its names."""
-    while True:
-        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model

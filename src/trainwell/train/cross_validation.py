@@ -15,11 +15,12 @@ from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide
 from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials
+from trainwell.train import pretrained
 from trainwell.train.display import Display, duration
-from trainwell.train.folder import describe, new_run
+from trainwell.train.folder import start_run
 from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, prepared
-from trainwell.train.result import Tested, keep_best, on_test_part, write_result
+from trainwell.train.result import Tested, finish
 
 _FOLDER = "folds"
 
@@ -46,7 +47,9 @@ def train_folds(
         own = folder / _FOLDER / str(fold)
         if not (own / "result.json").exists():
             display.what = f"fold {fold} of {count}, "
-            given = dataclasses.replace(custom, model=None if custom.model is None else copy.deepcopy(trainer.model))
+            given = dataclasses.replace(
+                custom, model=None if custom.model is None else copy.deepcopy(trainer.model), backbone=trainer.backbone
+            )
             part = divide(samples, data.options | {"fold": fold})
             own.mkdir(parents=True, exist_ok=True)
             _train_fold(own, part, trainer, given, prepare)
@@ -54,7 +57,8 @@ def train_folds(
             left = (time.monotonic() - began) / done * (count - fold + 1)
             figure = _figure(own)
             display.say(f"fold {fold} of {count}: {figure}; about {duration(left)} left for all")
-        remove(own / "checkpoints")  # they are large, and a fold that is done needs them no more
+        for name in ("checkpoints", pretrained.FILE):  # they are large, and a fold that is done needs them no more
+            remove(own / name)
     display.what = ""
 
 
@@ -65,14 +69,10 @@ def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: 
             trainer.keep_in(own)
             trainer.resume()
         else:
-            with new_run(own):
-                trainer.keep_in(own)
-                trainer.save()
-                describe(own, part, final.recipe, {}, custom, trainer)
+            start_run(own, part, final.recipe, {}, custom, trainer)
         prepare(trainer)
         trainer.run()
-        kept = keep_best(trainer)
-        write_result(own, trainer, part, kept, on_test_part(trainer, part))
+        finish(own, trainer, part)
 
 
 def _figure(own: Path) -> str:

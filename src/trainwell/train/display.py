@@ -88,7 +88,7 @@ def describe(row: Row) -> str:
     metrics = [
         f"{name.replace('val_accuracy', 'val_acc').replace('_', ' ')} {value:.4f}"
         for name, value in row.items()
-        if name.startswith("val_") and name != "val_loss" and isinstance(value, float)
+        if "val_" in name and name != "val_loss" and isinstance(value, float)
     ]
     loss = f"loss {row['train_loss']:.4f}, val {row['val_loss']:.4f}"
     return "  ".join([f"epoch {row['epoch']:>3}", loss, *metrics])

@@ -48,6 +48,7 @@ def learn_one_batch(trainer: Trainer, classes: int, most_steps: int = 300) -> Dr
     probe = Trainer(
         copy.deepcopy(trainer.model), trainer.train, trainer.val, recipe, trainer.hardware,
         (trainer.reported, trainer.reported), metrics=trainer.metrics, classification=trainer.classification,
+        from_head=trainer.called is not trainer.model,
     )  # fmt: skip
     losses: list[float] = []
     with random.preserved():

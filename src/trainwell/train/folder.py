@@ -18,7 +18,7 @@ from trainwell.data.dataset import Data
 from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials, write_atomically, write_json
 from trainwell.images import Images
-from trainwell.train import hardware
+from trainwell.train import hardware, pretrained
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, dimensions, model_name
@@ -26,9 +26,10 @@ from trainwell.train.recipe import Recipe
 
 _LOCK = ".lock"
 # What a run consists of. Until run.json is there, which is written last, it is none and cannot be resumed.
-_BEFORE = ("checkpoints", "recipe.toml", "split.safetensors", "augmentation.png")
-_AFTER = ("folds", "history.jsonl", "result.json", "model.safetensors", "evaluation.safetensors", "mistakes.json",
-          "mistakes.safetensors", "report.html")  # fmt: skip
+_BEFORE = ("checkpoints", pretrained.FILE, "recipe.toml", "split.safetensors", "augmentation.png")
+_AFTER = ("folds", "snapshots", "ensemble.json", "ensemble.html", "members", "history.jsonl", "result.json",
+          "model.safetensors", "evaluation.safetensors", "mistakes.json", "mistakes.safetensors",
+          "report.html")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -87,7 +88,7 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
     A run can start in an empty folder, over what a run left that was killed before it could be resumed, and, with
     `overwrite`, over a run.
     """
-    if (folder / "run.json").exists():
+    if (folder / "run.json").exists() or (folder / "ensemble.json").exists():
         if not overwrite:
             raise InputError(
                 f"{folder} holds a run; go on with it (--resume, resume=True), replace it (--overwrite, "
@@ -122,6 +123,14 @@ def new_run(folder: Path) -> Iterator[None]:
         raise
 
 
+def start_run(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, trainer: Trainer) -> None:
+    """Makes a run of a trainer that is ready, in place of what is in the folder; the arguments are `describe`'s."""
+    with new_run(folder):
+        trainer.keep_in(folder)
+        trainer.save()  # before the folder is a run, so that a run can always be resumed
+        describe(folder, data, given, asked, custom, trainer)
+
+
 def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, trainer: Trainer) -> None:
     """Writes down what the run is; from here on it can be resumed.
 
@@ -152,6 +161,7 @@ def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], cus
             "size": trainer.train.size,
             "sample_shape": None if data.images is not None else data.train.inputs[0].shape,
         },
+        "backbone": pretrained.about(trainer.backbone),
         "mean": trainer.train.mean.tolist(),
         "std": trainer.train.std.tolist(),
         "environment": hardware.environment(trainer.hardware),
@@ -169,6 +179,8 @@ def describe(folder: Path, data: Data, given: Recipe, asked: dict[str, Any], cus
     trainer.recipe.save(folder / "recipe.toml")
     if trainer.recipe.augment != "none":
         write_atomically(folder / "augmentation.png", _pictures(trainer.train))
+    if trainer.backbone is not None:
+        pretrained.keep(folder, trainer.backbone)
     write_json(folder / "run.json", info)
 
 

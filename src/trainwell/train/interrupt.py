@@ -39,7 +39,8 @@ class Work:
     @property
     def begun(self) -> bool:
         """Whether there is a run that can be gone on with."""
-        return bool(self.how) and self.folder is not None and (self.folder / "run.json").exists()
+        told = [] if self.folder is None else [self.folder / name for name in ("run.json", "ensemble.json")]
+        return bool(self.how) and any(path.exists() for path in told)
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.optim import SAM, Plateau
 from trainwell.regularize import Mixed, keyed, mix, mixed_loss
-from trainwell.train import interrupt
+from trainwell.train import interrupt, snapshots
+from trainwell.train.averaging import make_average
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
 from trainwell.train.checkpoint_folder import CheckpointFolder
 from trainwell.train.early_stopping import EarlyStopping
@@ -25,6 +26,9 @@ from trainwell.train.losses import Loss, aligned
 from trainwell.train.metrics import accuracy, balanced_accuracy
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import Recipe
+from trainwell.train.tuning import make_tuning
+from trainwell.transfer.backbones import Backbone
+from trainwell.transfer.surgery import find_head
 
 Metric = Callable[[torch.Tensor, torch.Tensor], float]
 _MOST_HALVINGS = 10
@@ -42,15 +46,21 @@ class Trainer:
         losses: what is minimised and what is reported (see `trainwell.train.losses`).
         metrics: further figures of the validation part: name to function of all outputs and targets.
         classification: whether accuracies are reported.
+        from_head: whether batches hold what comes to the model's head, which alone is then run and trained.
         save_seconds: how often the state is saved.
         on_epoch_end: called with the trainer and the new row after each epoch; it may call `stop`.
         on_step: called with the trainer after each step, for progress.
 
     Attributes:
+        called: what is called with a batch: the model, or its head.
+        tuning: which stages of a pretrained model are trained, and how fast; `None` for one from scratch.
         step: how many steps were taken.
         epoch: the current epoch, from 0.
         batch: how many of the epoch's batches were taken.
-        best_state: the weights of the best epoch; among equals, of the one with the lowest validation loss.
+        best_state: the weights of the best epoch; among equals, of the one with the lowest validation loss. Where the
+            last epoch's are handed over, their average if validation favours it, else `None`.
+        best_weights: what those are: "raw", or the recipe's average.
+        backbone: the pretrained model that it began as, if it did.
         stop_reason: why the run ended, "" while it goes on.
     """
 
@@ -65,6 +75,7 @@ class Trainer:
         *,
         metrics: dict[str, Metric] | None = None,
         classification: bool = True,
+        from_head: bool = False,
         save_seconds: float = 60.0,
         on_epoch_end: Callable[["Trainer", Row], object] | None = None,
         on_step: Callable[["Trainer"], object] | None = None,
@@ -72,13 +83,18 @@ class Trainer:
         self.model, self.train, self.val, self.recipe, self.hardware = model, train, val, recipe, hardware
         self.objective, self.reported = losses
         self.metrics, self.classification = metrics or {}, classification
+        self.backbone: Backbone | None = None
         self.history, self.save_seconds = History(), save_seconds
+        self.folder: Path | None = None
         self.checkpoints: CheckpointFolder | None = None
         self.on_epoch_end, self.on_step = on_epoch_end, on_step
 
         self.total_steps = recipe.steps or (recipe.epochs or 1) * len(train)
-        self.optimizer = make_optimizer(model, recipe)
+        self.tuning = make_tuning(model, recipe, self.total_steps)
+        self.called = model.get_submodule(find_head(model)) if from_head else model
+        self.optimizer = make_optimizer(model, recipe, self.tuning)
         self.schedule = make_schedule(recipe, self.total_steps)
+        self.averaging = make_average(model, recipe, self.total_steps, len(train))
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.stopping = EarlyStopping(recipe.patience, recipe.min_delta, recipe.monitor_mode)
         figures = [*(["accuracy", "balanced_accuracy"] if classification else []), "loss", *self.metrics]
@@ -89,6 +105,8 @@ class Trainer:
         self.step = self.epoch = self.batch = 0
         self.tally = [0.0, 0.0, 0.0]  # of this epoch: samples, their losses, how many were right
         self.best_state: dict[str, torch.Tensor] | None = None
+        self.best_weights = "raw"
+        self._last = math.nan, math.inf  # of the raw weights: what is monitored, and the loss
         self.best_epoch = self.best_step = 0
         self.best_loss = math.inf
         self.lr_scale, self.halvings = 1.0, 0
@@ -99,16 +117,14 @@ class Trainer:
 
     def keep_in(self, folder: Path) -> None:
         """Keeps history and checkpoints in a folder from here on; without this, nothing is on disk."""
+        self.folder = folder
         self.history, self.checkpoints = History(folder / "history.jsonl"), CheckpointFolder(folder / "checkpoints")
 
     # ------------------------------------------------------------------ one step
 
     def train_step(self) -> None:
         """Takes one step of the optimizer on one batch. Nothing is stepped if loss or gradient are not finite."""
-        random.seed_everything(self.recipe.seed, "step", self.step)
-        self.set_rate()
-        inputs, targets = self.train.batch(self.epoch, self.batch)
-
+        inputs, targets = self.take_batch()
         loss, reported, right = self.forward_backward(inputs, targets)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if self.recipe.clip_grad is not None:
@@ -118,20 +134,37 @@ class Trainer:
         loss_, reported_, right_, norm_ = torch.stack([loss, reported, right, norm]).tolist()
         if not (math.isfinite(loss_) and math.isfinite(norm_)):
             self.optimizer.zero_grad()
-            raise self._diverged(f"the loss is {loss_:.4g}, the gradient's norm {norm_:.4g}")
+            raise self.diverged(f"the loss is {loss_:.4g}, the gradient's norm {norm_:.4g}")
         self.optimizer.step()
         self.optimizer.zero_grad()
+        self.count(reported_, right_, len(targets))
 
+    def take_batch(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns inputs and targets of the step to come; seeds torch's generators and sets the rate for it."""
+        random.seed_everything(self.recipe.seed, "step", self.step)
+        self.set_rate()
+        return self.train.batch(self.epoch, self.batch)
+
+    def count(self, reported: float, right: float, samples: int) -> None:
+        """Counts a step that the optimizer has taken, with its loss and how many were right."""
         if self.first_loss is None:
-            self.first_loss = reported_
-        self.tally = [a + b for a, b in zip(self.tally, (len(targets), reported_ * len(targets), right_), strict=True)]
+            self.first_loss = reported
+        self.tally = [a + b for a, b in zip(self.tally, (samples, reported * samples, right), strict=True)]
         self.step, self.batch = self.step + 1, self.batch + 1
+        if self.averaging is not None:
+            self.averaging.after_step(self.step, self._at_epochs_end)
+
+    @property
+    def _at_epochs_end(self) -> bool:
+        return self.batch == len(self.train) or self.step == self.total_steps
 
     def set_rate(self) -> None:
-        """Sets the learning rate of the step to come."""
+        """Sets the learning rate of the step to come, and what of a pretrained model is trained in it."""
+        if self.tuning is not None:
+            self.tuning.at(self.step)
         rate = self.lr_scale * self.schedule(self.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("lr_scale", 1.0)
 
     def forward_backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Leaves the gradient to be stepped along; returns loss, reported loss, and how many were right."""
@@ -140,28 +173,31 @@ class Trainer:
             random.seed_everything(self.recipe.seed, "step", self.step)  # the same noise, if a layer draws from torch's
             with SAM(self.model, self.recipe.sam).ascended():
                 self._add_gradient(inputs, targets)
+        if self.tuning is not None and self.tuning.pull is not None:
+            self.tuning.pull.add_gradient()
         return figures
 
     def _add_gradient(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Adds up the batch's gradient, piece by piece."""
         totals, count = torch.zeros(3, device=inputs.device), len(targets)
-        mixed = self._mixed(inputs)
+        mixed = self.mixed(inputs)
         for rows in torch.arange(count).chunk(self.recipe.grad_accum_steps):
             piece, share = slice(int(rows[0]), int(rows[-1]) + 1), len(rows) / count
-            mean = _mean_over(piece, targets, mixed)
+            mean = mean_over(piece, targets, mixed)
             with keyed(self.model, self.recipe.seed, "noise", self.step, rows=range(piece.start, piece.stop)):
                 with self.hardware.autocast():
-                    outputs = self.model((mixed.inputs if mixed else inputs)[piece])
+                    outputs = self.called((mixed.inputs if mixed else inputs)[piece])
                 outputs = aligned(outputs.float(), targets[piece])
                 loss = mean(self.objective, outputs)
                 torch.autograd.backward(loss * share if share < 1 else loss)
             with torch.no_grad():
                 reported = loss if self.reported is self.objective else mean(self.reported, outputs)
-                right = mean(_fraction_right, outputs) * len(rows) if self.classification else torch.zeros_like(loss)
+                right = mean(fraction_right, outputs) * len(rows) if self.classification else torch.zeros_like(loss)
                 totals += torch.stack([loss * share, reported * share, right.to(loss.dtype)])
         return tuple(totals.detach())
 
-    def _mixed(self, inputs: torch.Tensor) -> Mixed | None:
+    def mixed(self, inputs: torch.Tensor) -> Mixed | None:
+        """Returns the batch of the step to come as mixup and CutMix make it; `None` if neither is on."""
         recipe = self.recipe
         return mix(inputs, recipe.seed, "mix", self.step, mixup_alpha=recipe.mixup, cutmix_alpha=recipe.cutmix)
 
@@ -174,25 +210,45 @@ class Trainer:
             DivergedError: loss or gradient were not finite and the recipe says to stop.
             KeyboardInterrupt: Ctrl-C, or a request to end; the state was saved.
         """
-        self._started = self._saved = time.monotonic()
         with interrupt.deferred() as interrupted:
-            if self.checkpoints is not None and not self.checkpoints.steps():
-                self.save()
+            self.begin()
             while not self.stop_reason:
                 try:
                     self.train_step()
-                    if self.on_step:
-                        self.on_step(self)
-                    if self.batch == len(self.train) or self.step == self.total_steps:
-                        self._end_epoch()
+                    self.end_step()
                 except DivergedError as what:
                     self._go_back(what)
-                if interrupted():
-                    self.save()
-                    raise KeyboardInterrupt(f"interrupted and saved after step {self.step} of {self.total_steps}")
-                at_epochs_end = self._halves and self.batch == 0
-                if self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds:
-                    self.save()
+                self.save_if_due(interrupted)
+
+    def begin(self) -> None:
+        """Starts the clocks, and saves the state if it never was."""
+        if self.called is not self.model:
+            self.val.batch(0, 0)  # computes what comes to the head, which is no step's time
+        self._started = self._saved = time.monotonic()
+        if self.checkpoints is not None and not self.checkpoints.steps():
+            self.save()
+
+    def end_step(self) -> None:
+        """Tells of the step that was taken, keeps a snapshot if it is time, and ends the epoch if it is over."""
+        if self.on_step:
+            self.on_step(self)
+        if self.folder and snapshots.due(self.recipe, self.step, self.total_steps, self._at_epochs_end):
+            snapshots.keep(self.folder, self.model, self.step, self.recipe.snapshots)
+        if self._at_epochs_end:
+            self._end_epoch()
+
+    def save_if_due(self, interrupted: Callable[[], bool]) -> None:
+        """Saves the state when it is time.
+
+        Raises:
+            KeyboardInterrupt: `interrupted` says so; the state was saved.
+        """
+        if interrupted():
+            self.save()
+            raise KeyboardInterrupt(f"interrupted and saved after step {self.step} of {self.total_steps}")
+        at_epochs_end = self._halves and self.batch == 0
+        if self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds:
+            self.save()
 
     def stop(self, reason: str) -> None:
         """Ends the run at the end of this epoch."""
@@ -201,14 +257,10 @@ class Trainer:
     def _end_epoch(self) -> None:
         row = self._row()
         if not math.isfinite(row["val_loss"]):
-            raise self._diverged(f"the validation loss is {row['val_loss']:.4g}")
+            raise self.diverged(f"the validation loss is {row['val_loss']:.4g}")
         at = row["epoch"] if self.recipe.patience_unit == "epochs" else self.step
-        gain = self.stopping.update(row[self.recipe.monitor], at)
-        # On few samples accuracies are often equal; then the lower loss tells. Patience counts gains alone.
-        if gain or (row[self.recipe.monitor] == self.stopping.best and row["val_loss"] < self.best_loss):
-            self.best_epoch, self.best_step, self.best_loss = row["epoch"], self.step, row["val_loss"]
-            if self.recipe.restore_best:
-                self.best_state = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self._keep("raw", row, at)
+        row |= self._judge_average(at)
         if isinstance(self.schedule, Plateau):
             self.schedule.update(row["val_loss"])
         self.history.append(row)
@@ -223,11 +275,41 @@ class Trainer:
             self.on_epoch_end(self, row)
         self.stop_reason = self._stop_asked or self.stop_reason
 
+    def _keep(self, weights: str, figures: Row, at: int) -> None:
+        """Keeps the weights that the model has, if they are the best so far, or the best of the last epoch."""
+        value, loss = figures[self.recipe.monitor], figures["val_loss"]
+        # On few samples accuracies are often equal; then the lower loss tells. Patience counts gains alone.
+        if self.stopping.update(value, at) or (value == self.stopping.best and loss < self.best_loss):
+            self.best_epoch, self.best_step, self.best_loss = self.epoch + 1, self.step, loss
+            if self.recipe.restore_best:
+                self.best_state, self.best_weights = self._copy_of_state(), weights
+        if not self.recipe.restore_best:
+            raw = weights == "raw"
+            if raw:
+                self._last = value, loss
+            sign = 1 if self.recipe.monitor_mode == "max" else -1
+            if raw or (sign * value, -loss) > (sign * self._last[0], -self._last[1]):
+                self.best_state, self.best_weights = None if raw else self._copy_of_state(), weights
+
+    def _copy_of_state(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _judge_average(self, at: int) -> Row:
+        """Returns the figures of the averaged weights, if there are any, and keeps them if validation favours them."""
+        if self.averaging is None or not self.averaging.average.updates:
+            return {}
+        with self.averaging.average.weights():
+            self.averaging.refresh(self.train, self.epoch)
+            figures = self.validate()
+            if math.isfinite(figures["val_loss"]):
+                self._keep(self.recipe.average, figures, at)
+        return {f"{self.recipe.average}_{name}": value for name, value in figures.items()}
+
     @torch.no_grad()
     def validate(self) -> Row:
         """Returns the figures of the validation part."""
         random.seed_everything(self.recipe.seed, "validate", self.step)  # a layer may be random even in evaluation
-        outputs, targets = outputs_of(self.model, self.val, self.hardware.autocast())
+        outputs, targets = outputs_of(self.called, self.val, self.hardware.autocast())
         row: Row = {"val_loss": float(self.reported(outputs, targets))}
         outputs, targets = outputs.cpu(), targets.cpu()
         if self.classification:
@@ -260,7 +342,8 @@ class Trainer:
     def _halves(self) -> bool:
         return self.recipe.on_nonfinite == "halve" and self.checkpoints is not None
 
-    def _diverged(self, what: str) -> DivergedError:
+    def diverged(self, what: str) -> DivergedError:
+        """Returns the error that says that, and where, something was not finite."""
         rate = self.optimizer.param_groups[0]["lr"]
         again = f", after {self.halvings} halvings" if self.halvings else ""
         kept = f"; the checkpoints before it are in {self.checkpoints.folder}" if self.checkpoints else ""
@@ -301,8 +384,8 @@ class Trainer:
         except (RuntimeError, KeyError) as error:
             raise InputError(f"{self.checkpoints.folder} is of another model ({in_one_line(error)})") from None
 
-    _PLAIN = ("step", "epoch", "batch", "tally", "best_epoch", "best_step", "best_loss", "lr_scale", "halvings",
-              "first_loss", "stop_reason", "_stop_asked", "_epoch_start")  # fmt: skip
+    _PLAIN = ("step", "epoch", "batch", "tally", "best_epoch", "best_step", "best_loss", "best_weights", "lr_scale",
+              "halvings", "first_loss", "stop_reason", "_stop_asked", "_epoch_start")  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything that is not a function of the recipe and the step."""
@@ -313,6 +396,8 @@ class Trainer:
             "stopping": self.stopping.state_dict(),
             "schedule": self.schedule.state_dict() if isinstance(self.schedule, Plateau) else None,
             "best": self.best_state,
+            "average": self.averaging.state_dict() if self.averaging is not None else None,
+            "pull": self.tuning.pull.state_dict() if self.tuning and self.tuning.pull else None,
             "history": self.history.rows,
             "seconds": self.seconds,
             **{name: getattr(self, name) for name in self._PLAIN},
@@ -326,6 +411,10 @@ class Trainer:
         self.stopping.load_state_dict(state["stopping"])
         if isinstance(self.schedule, Plateau):
             self.schedule.load_state_dict(state["schedule"])
+        if self.averaging is not None:
+            self.averaging.load_state_dict(state["average"])
+        if self.tuning is not None and self.tuning.pull is not None:
+            self.tuning.pull.load_state_dict(state["pull"])
         best = state["best"]
         self.best_state = best and {name: value.to(self.hardware.device) for name, value in best.items()}
         for name in self._PLAIN:
@@ -336,9 +425,7 @@ class Trainer:
             self.checkpoints.remove_after(self.step)
 
 
-def _mean_over(
-    piece: slice, targets: torch.Tensor, mixed: Mixed | None
-) -> Callable[[Loss, torch.Tensor], torch.Tensor]:
+def mean_over(piece: slice, targets: torch.Tensor, mixed: Mixed | None) -> Callable[[Loss, torch.Tensor], torch.Tensor]:
     """Returns a function from a loss and outputs to its mean over a piece of the batch."""
     if mixed is None:
         return lambda loss, outputs: loss(outputs, targets[piece])
@@ -346,5 +433,6 @@ def _mean_over(
     return lambda loss, outputs: mixed_loss(loss, outputs, targets[piece], others, share)
 
 
-def _fraction_right(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def fraction_right(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Returns how much of a batch has its largest output at the true class."""
     return (outputs.argmax(1) == targets).double().mean()

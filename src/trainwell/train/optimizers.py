@@ -10,6 +10,7 @@ from torch import nn
 from trainwell import optim
 from trainwell.optim import no_decay_groups, schedules
 from trainwell.train.recipe import OWN_RISE, Recipe
+from trainwell.train.tuning import Tuning
 
 _CLASSES = {
     "adagrad": "Adagrad", "adam": "Adam", "adamax": "Adamax", "adamw": "AdamW", "lion": "Lion", "muon": "Muon",
@@ -17,8 +18,15 @@ _CLASSES = {
 }  # fmt: skip
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Makes the optimizer of a resolved recipe; biases and norm scales do not decay and have no penalty."""
+def make_optimizer(model: nn.Module, recipe: Recipe, tuning: Tuning | None = None) -> torch.optim.Optimizer:
+    """Makes the optimizer of a resolved recipe; biases and norm scales do not decay and have no penalty.
+
+    Args:
+        model: what it trains.
+        recipe: resolved.
+        tuning: of a pretrained model: by what each stage's learning rate is multiplied, which its groups keep as
+            `lr_scale`; the head's come first.
+    """
     assert recipe.weight_decay is not None
     options: dict[str, Any] = {}
     if recipe.lr is not None:  # else the schedule is written out, and says the rates itself
@@ -30,7 +38,23 @@ def make_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "muon":  # so that one rate fits matrices and, by AdamW, the rest
         options["adjust_lr_fn"] = "match_rms_adamw"
     make: Callable[..., torch.optim.Optimizer] = getattr(optim, _CLASSES[recipe.optimizer])
-    return make(no_decay_groups(model, recipe.weight_decay, l1=recipe.l1, l2=recipe.l2), **options)
+    groups = no_decay_groups(model, recipe.weight_decay, l1=recipe.l1, l2=recipe.l2)
+    if tuning is not None:
+        groups = [part for group in groups for part in _by_depth(group, tuning)]
+    return make(groups, **options)
+
+
+def _by_depth(group: dict[str, Any], tuning: Tuning) -> list[dict[str, Any]]:
+    """Splits a group by stage, from the head down; what is pulled toward the pretrained weights does not decay too."""
+    parts: dict[int, dict[str, Any]] = {}
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        depth = tuning.depth(name)
+        part = parts.setdefault(depth, {**group, "params": [], "param_names": [], "lr_scale": tuning.rate(name)})
+        part["params"].append(parameter)
+        part["param_names"].append(name)
+        if tuning.recipe.l2_sp and depth > 0:
+            part["weight_decay"] = 0.0
+    return [parts[depth] for depth in sorted(parts)]
 
 
 def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
@@ -43,12 +67,19 @@ def make_schedule(recipe: Recipe, total_steps: int) -> Callable[[int], float]:
         falls = _SHAPES[recipe.schedule](recipe.lr, max(1, total_steps - rise))
         return schedules.then(schedules.warmup(recipe.lr, steps=rise), falls, at=rise)
     schedule = _SHAPES[recipe.schedule](recipe.lr, total_steps)
+    if recipe.schedule == "restarts" and recipe.snapshots:
+        schedule = schedules.restarts(recipe.lr, steps=cycle(recipe, total_steps))
     if rise:
         schedule = schedules.warmup(schedule, steps=rise)
     if recipe.schedule == "plateau":
         patience = max(2, math.ceil((recipe.epochs or 20) / 20))
         return optim.Plateau(schedule, patience=patience, min_lr=recipe.lr * 1e-3)
     return schedule
+
+
+def cycle(recipe: Recipe, total_steps: int) -> int:
+    """Returns how many steps a cycle has, if there is one for each snapshot (Huang et al. 2017, equation 2)."""
+    return math.ceil(total_steps / recipe.snapshots)
 
 
 def _falls_to(lr: float, share: float, steps: int) -> schedules.Schedule:

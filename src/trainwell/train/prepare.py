@@ -1,12 +1,14 @@
 """From data and a recipe to a trainer that is ready to run."""
 
 import contextlib
+import copy
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -15,13 +17,16 @@ from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
+from trainwell.freezing import is_frozen
 from trainwell.images import Images
+from trainwell.progress import track
 from trainwell.regularize import Noise, evaluating, mixed_loss
-from trainwell.train import augmentation, hardware, losses
+from trainwell.train import augmentation, hardware, head_features, losses, pretrained
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
+from trainwell.transfer.backbones import Backbone
 
 _MOST_TOLD = 10  # of the files that were left out
 
@@ -37,6 +42,8 @@ class Custom:
     model: nn.Module | None = None
     loss: losses.Loss | None = None
     metrics: dict[str, Metric] = field(default_factory=dict)
+    backbone: Backbone | None = None
+    """the pretrained model that the recipe names, where it is loaded already"""
 
     def __post_init__(self) -> None:
         if self.model is not None and not isinstance(self.model, nn.Module):
@@ -72,6 +79,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     if recipe.sampling == "balanced" and data.task != "classification":
         raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
     images = data.images
+    backbone = pretrained.named(recipe, data, custom, _outputs(data), say)
+    recipe = pretrained.resolved(recipe, backbone, custom)
     if recipe.cutmix and images is None:
         raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
     if recipe.augment not in ("auto", "none") and images is None:
@@ -80,6 +89,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     why = ""
     if recipe.augment == "auto":
         augment, why = augmentation.chosen(data.task, data.classes, images is not None)
+        if recipe.transfer == "linear":
+            augment, why = "none", "no augmentation: features are computed once (augment='standard' computes them anew)"
         recipe = dataclasses.replace(recipe, augment=augment)
     recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
     if images is not None and recipe.img_size is not None:
@@ -93,10 +104,10 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     assert recipe.batch_size is not None
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
-        model = _on(machine, _initialised(recipe, data, size, custom))
+        model = _on(machine, _initialised(recipe, data, size, custom, backbone))
         if not model.training:  # as a whole; parts that were put in evaluation stay there
             model.train()
-        mean, std = statistics(data.train)
+        mean, std = pretrained.normalisation(backbone) or statistics(data.train)
         batches = functools.partial(
             Batches, size=size, mean=mean, std=std, channels_last=machine.channels_last, device=machine.device
         )
@@ -104,12 +115,24 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             data.train, recipe.batch_size * recipe.grad_accum_steps, shuffle=True, drop_last=True, seed=recipe.seed,
             balanced=recipe.sampling == "balanced", augment=augmentation.of_part(recipe.augment, data.train),
         )  # fmt: skip
+        val = batches(data.val, recipe.batch_size)
+        progress = functools.partial(track, quiet=display is None or display.quiet)
+        from_head = head_features.possible(model, recipe, val, machine)
+        if from_head:
+            seen = [data.train, data.val, *([data.test] if data.options["folds"] > 1 else [])]  # the same in each fold
+            rows = np.sort(np.concatenate([part.indices for part in seen]))
+            features = head_features.HeadFeatures(model, val, rows, machine, data.inputs_digest, progress)
+            train, val = (head_features.FeatureBatches(part, features) for part in (train, val))
+        if recipe.transfer == "lp_ft":
+            l2 = head_features.fit_head(model, train, data, machine, progress)
+            say(f"the head begins as the best linear classifier (l2 {l2:g}, by cross-validation)")
         trainer = functools.partial(
             Trainer,
             model,
             train,
-            batches(data.val, recipe.batch_size),
+            val,
             hardware=machine,
+            from_head=from_head,
             losses=_losses(data, recipe, custom, machine),
             metrics=custom.metrics,
             classification=data.task == "classification",
@@ -126,6 +149,8 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             say(f"augmentation: {recipe.augment}, another for each image in each epoch")
         if why:
             say(why)
+        if probe.tuning is not None:
+            say(probe.tuning.sentence())
         if noise := _noise_of(model):
             say(f"noise in training: {noise}")
         if recipe.minutes is not None:
@@ -133,7 +158,9 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             steps = steps_within(60 * recipe.minutes, probe)
             say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
             recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
-        yield trainer(recipe)
+        ready = trainer(recipe)
+        ready.backbone = backbone
+        yield ready
 
 
 def _noise_of(model: nn.Module) -> str:
@@ -170,7 +197,7 @@ def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
         data: the data.
         size: height and width of the images in a batch; `None` for features.
     """
-    outputs = len(data.classes) or (data.train.targets.shape[1] if data.train.targets.ndim == 2 else 1)
+    outputs = _outputs(data)
     if isinstance(data.train.inputs, Images):
         assert size is not None
         channels = data.train.inputs.channels
@@ -180,15 +207,23 @@ def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
     return {"num_classes": outputs, "in_chans": None, "img_size": None, "in_features": features}
 
 
+def _outputs(data: Data) -> int:
+    return len(data.classes) or (data.train.targets.shape[1] if data.train.targets.ndim == 2 else 1)
+
+
 def model_name(recipe: Recipe, custom: Custom) -> str:
     """Returns what to call the model."""
     return recipe.model if custom.model is None else type(custom.model).__name__
 
 
-def _initialised(recipe: Recipe, data: Data, size: tuple[int, int] | None, custom: Custom) -> nn.Module:
+def _initialised(
+    recipe: Recipe, data: Data, size: tuple[int, int] | None, custom: Custom, backbone: Backbone | None
+) -> nn.Module:
     random.seed_everything(recipe.seed, "init")
     noise = {name: getattr(recipe, name) for name in models.NOISE}
     model = custom.model if custom.model is not None else recipe.model
+    if backbone is not None:
+        model = copy.deepcopy(backbone.model)
     return models.create(model, **dimensions(data, size), **noise)
 
 
@@ -210,11 +245,15 @@ def _on(machine: hardware.Hardware, model: nn.Module) -> nn.Module:
     return model
 
 
+def _uses_its_batch(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.training and not is_frozen(module)
+
+
 def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
     """Tries model and loss on two samples, in evaluation, so that what cannot work is told before anything is done."""
     piece = -(-trainer.train.batch_size // trainer.recipe.grad_accum_steps)
     smallest = trainer.train.batch_size % piece or piece
-    if smallest == 1 and any(isinstance(module, _BatchNorm) and module.training for module in trainer.model.modules()):
+    if smallest == 1 and any(_uses_its_batch(module) for module in trainer.model.modules()):
         raise InputError("batch norm needs at least 2 samples at once; change batch_size or grad_accum_steps")
     few = Batches(
         dataclasses.replace(trainer.val.part, indices=trainer.val.part.indices[:2]), 2, size=trainer.val.size,

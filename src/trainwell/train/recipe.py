@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ SCHEDULES = (
     "plateau",
 )  # fmt: skip
 AUGMENTS = ("auto", "none", "light", "standard", "strong")
+AVERAGES = ("ema", "swa", "latest")
+_TRANSFER = re.compile(r"auto|none|linear|top[1-9]\d*|all|gradual|lp_ft")
 OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
 
@@ -36,6 +39,23 @@ class Recipe:
 
     model: str = "auto"
     """mlp, resnet8, resnet20 …, resnet18, resnet34, resnet50, or package.module:function"""
+
+    pretrained: str = "none"
+    """where a pretrained model comes from: a run's folder, a .safetensors file, hub:NAME, timm:NAME, transformers:NAME;
+    none trains from scratch"""
+
+    transfer: str = "auto"
+    """what of a pretrained model is trained: linear (a new last layer, on features computed once), top1, top2 … (the
+    stages below it too), all, gradual (more and more of them), lp_ft (the last layer alone first, to its optimum)"""
+
+    backbone_lr: float = 0.1
+    """of the pretrained stages: their learning rate as a fraction of that of the new last layer"""
+
+    layer_decay: float = 1.0
+    """the factor from the learning rate of each pretrained stage to that of the one below"""
+
+    l2_sp: float = 0.0
+    """pull of the pretrained weights toward what they were, in place of their decay: alpha of L2-SP, such as 0.01"""
 
     img_size: int | None = None
     """side of the square images that the model sees; by default their own up to 64, else 224"""
@@ -110,6 +130,20 @@ class Recipe:
     cutmix: float = 0.0
     """paste a box of another image into each: alpha of the shares, such as 1; beside mixup, every other batch or so"""
 
+    average: Literal["none", "ema", "swa", "latest"] = "none"
+    """average the weights too, and hand over what does better on validation: ema, exponentially, over the steps; swa,
+    equally, over the ends of the last quarter of the epochs; latest, over those of the last five"""
+
+    ema_decay: float | None = None
+    """of ema; by default such that it spans a quarter of all steps, at most 10,000"""
+
+    average_epochs: int | None = None
+    """how many epochs swa and latest average"""
+
+    snapshots: int = 0
+    """keep the weights of so many moments, and hand over the ensemble of those that help on validation: with
+    schedule='restarts', which then has as many equal cycles, their ends; else the ends of the last epochs"""
+
     class_weight: Literal["none", "balanced"] = "none"
     """balanced: the loss of each class counts as if all classes were equally common"""
 
@@ -164,21 +198,27 @@ class Recipe:
             _check_type(field, getattr(self, field.name))
         if self.schedule not in SCHEDULES:
             _check_written_out(self.schedule, self.lr)
+        if not _TRANSFER.fullmatch(self.transfer):
+            raise InputError(
+                f"transfer must be auto, linear, top1, top2 …, all, gradual, lp_ft or none; it is {self.transfer!r}"
+            )
+        if not self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1; it is {self.layer_decay}")
         if self.augment not in AUGMENTS:
             from trainwell.augment import parse  # torch comes with it, and is not needed to read a recipe
 
             parse(self.augment)
         at_least: dict[str, float] = {
             "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
-            "momentum": 0, "weight_decay": 0, "label_smoothing": 0, "drop_rate": 0, "drop_path_rate": 0,
-            "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0, "mixup": 0, "cutmix": 0, "min_delta": 0,
-            "warmup": 0,
+            "average_epochs": 1, "ema_decay": 0, "snapshots": 0, "momentum": 0, "weight_decay": 0, "label_smoothing": 0,
+            "drop_rate": 0, "drop_path_rate": 0, "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0,
+            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0, "l2_sp": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and not value >= least:
                 raise InputError(f"{name} must be at least {least}; it is {value}")
-        for name in ("lr", "minutes", "clip_grad"):
+        for name in ("lr", "minutes", "clip_grad", "backbone_lr", "layer_decay"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be above 0; it is {value}")
@@ -193,6 +233,10 @@ class Recipe:
         ):
             if not getattr(self, name) < 1:
                 raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
+        if self.ema_decay is not None and not (self.ema_decay < 1 and self.average == "ema"):
+            raise InputError(f"ema_decay must be below 1, and is for average='ema'; it is {self.ema_decay}")
+        if self.average_epochs is not None and self.average not in ("swa", "latest"):
+            raise InputError("average_epochs is for average='swa' and average='latest'; leave it out")
         if self.threads is not None and self.threads > _MOST_THREADS:
             raise InputError(f"threads must be at most {_MOST_THREADS}; it is {self.threads}")
         lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]

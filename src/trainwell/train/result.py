@@ -11,10 +11,10 @@ import torch
 
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
-from trainwell.files import write_atomically, write_json
+from trainwell.files import write_json, write_tensors
 from trainwell.random import seed_everything
 from trainwell.regularize import sparsity
-from trainwell.train import figures
+from trainwell.train import figures, snapshots
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.metrics import bootstrap_interval
@@ -40,12 +40,26 @@ class Tested(NamedTuple):
     folds: tuple[dict[str, Any], ...] = ()
 
 
+def finish(folder: Path, trainer: Trainer, data: Data, tested: Tested | None = None) -> dict[str, Any]:
+    """Puts the kept weights into a trainer's model, judges them, and writes all of it down (see `write_result`).
+
+    Args:
+        folder: the run directory.
+        trainer: at its end.
+        data: what it was trained on.
+        tested: outputs for samples never seen, where they are not of this model on the test part.
+    """
+    snapshots.evaluate(folder, trainer, data)
+    kept = keep_best(trainer)
+    return write_result(folder, trainer, data, kept, tested or on_test_part(trainer, data))
+
+
 def keep_best(trainer: Trainer) -> int:
     """Puts the weights that are handed over into the trainer's model; returns the epoch that they are of."""
     trainer.model.eval()
-    if trainer.recipe.restore_best and trainer.best_state is not None:
+    if trainer.best_state is not None:
         trainer.model.load_state_dict(trainer.best_state)
-        return trainer.best_epoch
+        return trainer.best_epoch if trainer.recipe.restore_best else trainer.epoch
     return trainer.epoch
 
 
@@ -76,15 +90,13 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
     Returns:
         What `result.json` holds.
     """
+    of_kept = "val_" if trainer.best_weights == "raw" else f"{trainer.best_weights}_val_"
     row = trainer.history.rows[kept - 1]
     groups = None if data.groups is None else data.groups[tested.rows]
-    val_outputs, val_targets = (
-        tensor.cpu() for tensor in outputs_of(trainer.model, trainer.val, trainer.hardware.autocast())
-    )
     outputs, targets = tested.outputs, tested.targets
     result: dict[str, Any] = {
         "monitor": trainer.recipe.monitor,
-        **{name: value for name, value in row.items() if name.startswith("val_")},
+        **{f"val_{name.removeprefix(of_kept)}": value for name, value in row.items() if name.startswith(of_kept)},
         "test_samples": len(targets),
         "test_loss": tested.loss,
     }
@@ -105,6 +117,7 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
         "best_epoch": trainer.best_epoch,
         "best_step": trainer.best_step,
         "kept_epoch": kept,
+        "kept_weights": trainer.best_weights,
         "epochs": len(trainer.history.rows),
         "steps": trainer.step,
         "samples": trainer.step * trainer.train.batch_size,
@@ -119,27 +132,40 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
     if tested.folds:
         result["folds"] = tested.folds
     if trainer.classification:
-        outputs, val_outputs = outputs.softmax(1), val_outputs.softmax(1)
-        _write_mistakes(folder, data, outputs, targets, tested.rows)
-    _write_tensors(folder / "model.safetensors", trainer.model.state_dict(), {"kept": f"epoch {kept}"})
-    evaluation = {
-        "val_outputs": val_outputs, "val_targets": val_targets, "test_outputs": outputs, "test_targets": targets,
-        "test_rows": torch.from_numpy(tested.rows),
-    }  # fmt: skip
-    _write_tensors(folder / "evaluation.safetensors", evaluation)
+        _write_mistakes(folder, data, outputs.softmax(1), targets, tested.rows)
+    write_tensors(
+        folder / "model.safetensors", trainer.model.state_dict(), {"kept": f"epoch {kept}, {trainer.best_weights}"}
+    )
+    write_evaluation(folder / "evaluation.safetensors", trainer, tested, groups)
     write_json(folder / "result.json", result)
     return result
 
 
+@torch.no_grad()
+def write_evaluation(path: Path, trainer: Trainer, tested: Tested, groups: npt.NDArray[np.int64] | None = None) -> None:
+    """Writes down what the model says of the validation part, and what was found on the test part.
+
+    Args:
+        path: the file.
+        trainer: its model with the weights that are judged.
+        tested: the outputs for samples never seen.
+        groups: of those samples, if groups were told apart.
+    """
+    outputs, targets = (t.cpu() for t in outputs_of(trainer.called, trainer.val, trainer.hardware.autocast()))
+    tested_outputs = tested.outputs
+    if trainer.classification:
+        outputs, tested_outputs = outputs.softmax(1), tested_outputs.softmax(1)
+    tensors = {
+        "val_outputs": outputs, "val_targets": targets, "test_outputs": tested_outputs, "test_targets": tested.targets,
+        "test_rows": torch.from_numpy(tested.rows),
+    }  # fmt: skip
+    if groups is not None:
+        tensors["test_groups"] = torch.from_numpy(groups)
+    write_tensors(path, tensors)
+
+
 def _as_float(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Metric:
     return lambda outputs, targets: float(loss(outputs, targets))
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor], about: dict[str, str] | None = None) -> None:
-    from safetensors.torch import save
-
-    whole = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
-    write_atomically(path, save(whole, about))
 
 
 def _write_mistakes(
@@ -161,7 +187,7 @@ def _write_mistakes(
     ]
     if data.images is not None and rows:
         pictures = {str(place): _thumbnail(data.images[row]) for place, row in enumerate(rows)}
-        _write_tensors(folder / "mistakes.safetensors", pictures)
+        write_tensors(folder / "mistakes.safetensors", pictures)
     write_json(folder / "mistakes.json", told)
 
 

@@ -1,0 +1,183 @@
+"""An ensemble on disk: members that answer together, what each said, and how much better they are than one."""
+
+import copy
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+import trainwell
+from trainwell.errors import InputError
+from trainwell.files import new_directory, write_json
+from trainwell.images import Images
+from trainwell.run import Run
+from trainwell.train.ensemble_result import FILE, Mean, answers_of, choose, combined, judge, read
+from trainwell.train.snapshots import taken
+
+Factory = Callable[[], nn.Module]
+
+_NEEDED = ("run.json", "recipe.toml", "model.safetensors", "evaluation.safetensors", "result.json")
+
+
+class Ensemble(Run):
+    """Members that answer together: the mean of their probabilities, made as sure as it may be.
+
+    `predict` and the command line take it like a run. What its folder holds is data; nothing in it is ever executed.
+
+    Args:
+        path: the folder of the ensemble, or of a run that kept snapshots.
+        model: where the members' models are code of yours: a function that makes one, a module (of which each gets a
+            copy), or its name again, "package.module:function".
+
+    Attributes:
+        members: those that answer, as runs, in the order in which they were chosen on validation.
+        temperature: of the mean; above 1 it is less sure than the mean says.
+
+    Raises:
+        InputError: there is no ensemble at `path`, or it is not finished.
+    """
+
+    def __init__(self, path: Path | str, model: nn.Module | Factory | str | None = None) -> None:
+        self.path, self._given, self._weights = Path(path), None, ""
+        self.about = read(self.path)
+        if "result" not in self.about:
+            raise InputError(f"{self.path} is not finished; go on with it: --resume, or fit_members(…, resume=True)")
+        named = [self.about["members"][number] for number in self.about["kept"]]
+        self.members = tuple(Run(self.path / m["run"], _one(model), m["weights"]) for m in named)
+        self.mean: Mean = self.about["mean"]
+        self.temperature = float(self.about["temperature"])
+        self.info, self.recipe = self.members[0].info, self.members[0].recipe
+
+    @classmethod
+    def of(
+        cls,
+        runs: Sequence[Run | Path | str],
+        out: Path | str,
+        *,
+        mean: Mean = "arithmetic",
+        model: nn.Module | Factory | str | None = None,
+    ) -> "Ensemble":
+        """Makes an ensemble of finished runs on the same data, and the same split of them, in a folder of its own.
+
+        Which of them answer is chosen on the validation part alone.
+
+        Args:
+            runs: two or more, or their folders; what is needed of them is copied.
+            out: the folder to make.
+            mean: of the probabilities.
+            model: as for `Ensemble`.
+
+        Raises:
+            InputError: the runs are not of one kind, or `out` exists.
+        """
+        folder = Path(out)
+        members = [run if isinstance(run, Run) else Run(run, _one(model)) for run in runs]
+        if folder.exists():
+            raise InputError(f"{folder} exists already; choose another place for the ensemble")
+        with new_directory(folder) as partial:
+            for number, run in enumerate(members, 1):
+                own = partial / "members" / str(number)
+                own.mkdir(parents=True)
+                for name in _NEEDED:
+                    if not (run.path / name).exists():
+                        raise InputError(f"{run.path} has no {name}: it is not finished, or an ensemble itself")
+                    (own / name).write_bytes((run.path / name).read_bytes())
+            make(partial, [member(number) for number in range(1, len(members) + 1)], mean)
+        return cls(folder, model)
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """How good it is on data never seen, single against ensemble."""
+        found: dict[str, Any] = self.about["result"]
+        return found
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """There is no one model.
+
+        Raises:
+            InputError: always; the models are those of `members`.
+        """
+        raise InputError(f"{self.path} is an ensemble: its models are those of its members, [run.model for run in "
+                         "ensemble.members]")  # fmt: skip
+
+    def report(self) -> Path:
+        """Writes `report.html` into the ensemble's folder, or `ensemble.html` into a run's, and returns its path."""
+        from trainwell.lab.ensemble_report import write_report
+
+        return write_report(self.path)
+
+    def _outputs(
+        self, samples: Images | npt.NDArray[np.float32], batch_size: int, average: str
+    ) -> npt.NDArray[np.float32]:
+        outputs = [torch.from_numpy(member._outputs(samples, batch_size, average)) for member in self.members]
+        found: npt.NDArray[np.float32] = combined(outputs, self.mean, self.temperature).float().numpy()
+        return found
+
+
+def opened(path: Path | str, model: nn.Module | Factory | str | None = None) -> Run:
+    """Returns the ensemble in a folder, or the run, if there is no ensemble."""
+    return Ensemble(path, model) if (Path(path) / FILE).exists() else Run(path, _one(model))
+
+
+def _one(model: nn.Module | Factory | str | None) -> nn.Module | str | None:
+    """Returns a model for one member."""
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model)
+    return model() if callable(model) else model
+
+
+# ---------------------------------------------------------------------- making one
+
+
+def member(number: int) -> dict[str, str]:
+    """Returns where member `number`, from 1 on, is in an ensemble's folder."""
+    return {"run": f"members/{number}", "weights": "model.safetensors"}
+
+
+def of_snapshots(folder: Path, mean: Mean = "arithmetic") -> None:
+    """Makes the ensemble of a finished run's snapshots, in the run's own folder.
+
+    Raises:
+        InputError: there are no snapshots.
+    """
+    steps = Run(folder).result["steps"]
+    found = [path.relative_to(folder).as_posix() for path in taken(folder, steps)]
+    if not found:
+        raise InputError(f"{folder} has no snapshots: train with snapshots=3")
+    make(folder, [{"run": ".", "weights": weights} for weights in found], mean)
+
+
+def make(folder: Path, members: list[dict[str, str]], mean: Mean = "arithmetic", **about: Any) -> None:
+    """Chooses members on validation, calibrates their mean there, judges all on the test part, and writes it down.
+
+    Args:
+        folder: the ensemble's.
+        members: the "run" of each, a folder below it, and its file of "weights".
+        mean: of the probabilities.
+        **about: what else is to be known of the ensemble.
+
+    Raises:
+        InputError: the members are not of one kind.
+    """
+    infos = [Run(folder / member["run"]).info for member in members]
+    task = infos[0]["task"]
+    if mean == "geometric" and task != "classification":
+        raise InputError("the geometric mean is of the probabilities of classes; take the arithmetic one")
+    for member, info in zip(members, infos, strict=True):
+        if any(info[name] != infos[0][name] for name in ("task", "classes", "fingerprint")):
+            raise InputError(f"{member['run']} was trained on other data, or split otherwise, than {members[0]['run']}")
+    answers = [answers_of(folder / member["run"] / member["weights"], task) for member in members]
+    for member, answer in zip(members, answers, strict=True):
+        if not torch.equal(answer.rows, answers[0].rows) or not torch.equal(answer.val_targets, answers[0].val_targets):
+            raise InputError(f"{member['run']} was judged on other samples than {members[0]['run']}; split them alike")
+    kept, T = choose(answers, mean, task)
+    write_json(folder / FILE, about | {
+        "trainwell": trainwell.__version__, "members": members, "mean": mean, "kept": kept, "temperature": T,
+        "result": judge(answers, kept, mean, T, task),
+    })  # fmt: skip

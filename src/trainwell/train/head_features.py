@@ -1,0 +1,140 @@
+"""A head alone, trained on what comes to it, which is computed once."""
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from trainwell import models
+from trainwell.data.batches import Batches
+from trainwell.data.dataset import Data, Part
+from trainwell.errors import InputError
+from trainwell.regularize import Noise, evaluating
+from trainwell.train.hardware import Hardware
+from trainwell.train.recipe import Recipe
+from trainwell.transfer.features import cached, inputs_of, key_of
+from trainwell.transfer.linear import best_l2, fit_linear
+from trainwell.transfer.surgery import find_head, head_inputs
+
+Progress = Callable[..., Iterable[Any]]
+
+
+@dataclass
+class HeadFeatures:
+    """What comes to a model's head, for some rows of the data; computed when it is first asked for.
+
+    Not before: a run that goes on gets its weights only after its batches are made.
+
+    Attributes:
+        model: on its device; what lies below its head does not change any more.
+        like: batches of the data, whose settings are taken.
+        rows: of the data's inputs, in rising order.
+        hardware: what the model is called with.
+        digest: of the data's inputs.
+        progress: goes through something and shows how far it is, as `trainwell.progress.track`.
+    """
+
+    model: nn.Module
+    like: Batches
+    rows: npt.NDArray[np.int64]
+    hardware: Hardware
+    digest: str
+    progress: Progress
+
+    def of(self, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Returns the features of some of the rows, `(n, d)`, on the CPU."""
+        return self._all[torch.from_numpy(np.searchsorted(self.rows, rows))]
+
+    @cached_property
+    def _all(self) -> torch.Tensor:
+        like = self.like
+        settings = (
+            type(self.model).__qualname__,
+            self.digest,
+            like.size,
+            like.mean.tolist(),
+            like.std.tolist(),
+            dataclasses.astuple(self.hardware),
+        )
+        key = key_of(self.model, repr(settings), self.rows.tobytes().hex())
+        return cached(key, lambda: {"features": self._computed()})["features"]
+
+    def _computed(self) -> torch.Tensor:
+        like = self.like
+        plain = Batches(
+            Part(like.part.inputs, like.part.targets, self.rows), min(64, like.batch_size), size=like.size,
+            mean=like.mean, std=like.std, channels_last=like.channels_last, device=like.device,
+        )  # fmt: skip
+        shown = self.progress(plain, len(plain), "computing features")
+        return inputs_of(self.model, find_head(self.model), shown, autocast=self.hardware.autocast())
+
+
+class FeatureBatches(Batches):
+    """Batches in the same order, of features in place of what those are computed from."""
+
+    def __init__(self, batches: Batches, features: HeadFeatures) -> None:
+        self.__dict__.update(batches.__dict__)
+        self._features = features
+
+    def _inputs(self, rows: npt.NDArray[np.int64], epoch: int, number: int) -> torch.Tensor:
+        return self._features.of(rows)
+
+
+def possible(model: nn.Module, recipe: Recipe, batches: Batches, hardware: Hardware) -> bool:
+    """Says whether what comes to the head is the same in each epoch, and the head's output the model's.
+
+    Args:
+        model: on its device.
+        recipe: a resolved recipe.
+        batches: some of the data.
+        hardware: what the model is called with.
+    """
+    changing = recipe.augment != "none" or recipe.mixup or recipe.cutmix or any(map(_is_random, model.modules()))
+    if recipe.transfer != "linear" or changing or any(getattr(recipe, name) for name in models.NOISE):
+        return False
+    x = batches.batch(0, 0)[0][:2]
+    with torch.no_grad(), evaluating(model), hardware.autocast():
+        seen = head_inputs(model, x)
+        return seen.ndim == 2 and torch.equal(model.get_submodule(find_head(model))(seen), model(x))
+
+
+def _is_random(layer: nn.Module) -> bool:
+    """Says whether a layer drops something in training."""
+    return isinstance(layer, Noise | _DropoutNd) and getattr(layer, "p", None) != 0
+
+
+def fit_head(model: nn.Module, train: Batches, data: Data, hardware: Hardware, progress: Progress) -> float:
+    """Puts the linear classifier into the head that is best on the training part's features; returns its penalty.
+
+    The first half of LP-FT: A. Kumar et al., *Fine-tuning can distort pretrained features and underperform
+    out-of-distribution* (2022), section 3.4.
+
+    Args:
+        model: on its device.
+        train: the training part.
+        data: what it is of.
+        hardware: what the model is called with.
+        progress: as in `HeadFeatures`.
+
+    Raises:
+        InputError: there are no classes to tell apart.
+    """
+    if data.task != "classification":
+        raise InputError("transfer='lp_ft' begins with a linear classifier, which needs classes: take all, or gradual")
+    rows = train.part.indices
+    features = HeadFeatures(model, train, np.sort(rows), hardware, data.inputs_digest, progress).of(rows)
+    targets = torch.from_numpy(train.part.targets[rows])
+    l2 = best_l2(features, targets, num_classes=len(data.classes))
+    layer = fit_linear(features, targets, num_classes=len(data.classes), l2=l2)
+    head = model.get_submodule(find_head(model))
+    with torch.no_grad():
+        for mine, fitted in zip(head.parameters(), layer.parameters(), strict=True):
+            mine.copy_(fitted.reshape(mine.shape))
+    return l2

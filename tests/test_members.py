@@ -1,0 +1,280 @@
+"""`fit_members`: members like any other run, killed, resumed, extended, on this machine or on a cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sklearn.datasets import load_digits
+from torch import nn
+
+import trainwell as tw
+from commands import call
+from trainwell.errors import DivergedError, InputError
+from trainwell.train import Trainer
+
+IMAGES = (load_digits().images * 15.9375).round().astype("uint8")[:400]
+TARGETS = load_digits().target[:400]
+QUICK = {"model": "mlp", "batch_size": 32, "epochs": 3, "threads": 1, "augment": "none", "quiet": True, "folds": 1}
+
+
+def _weights(folder, count):
+    return [(Path(folder) / f"members/{k}/model.safetensors").read_bytes() for k in range(1, count + 1)]
+
+
+def _loop():
+    """A model of one's own, which begins at other weights for each seed."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 10))
+
+
+# ---------------------------------------------------------------------- each engine
+
+
+@pytest.mark.parametrize("engine", ["loop", "processes", "stacked", "auto"])
+def test_members_differ_by_their_seed_and_answer_together(engine, tmp_path):
+    made = tw.fit_members((IMAGES, TARGETS), members=3, out=tmp_path / "out", engine=engine, **QUICK)
+    assert [tw.Run(tmp_path / f"out/members/{k}").recipe.seed for k in (1, 2, 3)] == [0, 1, 2]
+    assert len(set(_weights(tmp_path / "out", 3))) == 3
+    assert made.about["engine"] in ("loop", "processes", "stacked")
+    assert engine in ("auto", made.about["engine"])
+    assert made.result["test_accuracy"] > 0.6
+    assert len(made.predict(IMAGES[:3]).labels) == 3
+    for k in (1, 2, 3):
+        assert (tmp_path / f"out/members/{k}/report.html").exists()
+
+
+def test_a_member_in_a_loop_or_a_process_is_the_run_that_fit_makes_to_the_bit(tmp_path):
+    alone = tw.fit((IMAGES, TARGETS), out=tmp_path / "alone", **QUICK, seed=1)
+    for engine in ("loop", "processes"):
+        tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / engine, engine=engine, **QUICK)
+        assert _weights(tmp_path / engine, 2)[1] == (alone.path / "model.safetensors").read_bytes()
+
+
+def test_recipes_may_differ_in_anything(tmp_path):
+    members = [
+        {"lr": 1e-3},
+        {"model": "resnet8", "drop_rate": 0.1},
+        tw.Recipe(model="mlp", seed=7, epochs=2, threads=1),
+    ]
+    made = tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "out", engine="loop", **QUICK)
+    recipes = [tw.Run(tmp_path / f"out/members/{k}").recipe for k in (1, 2, 3)]
+    assert [(r.model, r.seed, r.epochs) for r in recipes] == [("mlp", 0, 3), ("resnet8", 1, 3), ("mlp", 7, 2)]
+    assert recipes[0].lr == 1e-3
+    assert len(made.about["members"]) == 3
+
+
+def test_each_member_of_a_function_begins_at_weights_of_its_own(tmp_path):
+    fields = {name: value for name, value in QUICK.items() if name != "model"}
+    for engine in ("loop", "stacked"):
+        made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / engine, engine=engine, model=_loop, **fields)
+        first, second = (run.model[1].weight for run in (tw.Run(tmp_path / f"{engine}/members/{k}", _loop())
+                                                         for k in (1, 2)))  # fmt: skip
+        assert (first - second).abs().mean() > 0.05
+        assert len(tw.Ensemble(made.path, _loop).predict(IMAGES[:4]).labels) == 4
+
+
+def test_members_are_cross_validated_where_a_run_would_be(tmp_path):
+    made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK | {"folds": 2})
+    assert made.result["test_samples"] == len(IMAGES)
+    assert (tmp_path / "out/members/2/folds/2/result.json").exists()
+
+
+# ---------------------------------------------------------------------- interrupted
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_members import IMAGES, TARGETS, QUICK
+import trainwell as tw
+if __name__ == "__main__":
+    tw.fit_members((IMAGES, TARGETS), members=5, out=sys.argv[1], engine="processes", jobs=1,
+                   **QUICK | {{"epochs": 12, "save_seconds": 0.0}})
+"""
+
+
+def _killed_after_two(folder, script):
+    """Starts an ensemble of five in a process of its own, and kills all of it once two members are done."""
+    process = subprocess.Popen([sys.executable, script, folder], start_new_session=True)
+    for _ in range(1200):
+        done = sorted(int(path.parent.name) for path in folder.glob("members/*/report.html"))
+        if len(done) >= 2 or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return done
+
+
+@pytest.mark.slow
+def test_killed_resumed_and_on_a_ray_cluster_the_members_are_the_same_to_the_bit(tmp_path, monkeypatch):
+    fields = QUICK | {"epochs": 12}
+    whole = tw.fit_members((IMAGES, TARGETS), members=5, out=tmp_path / "whole", engine="processes", jobs=1, **fields)
+
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    done = _killed_after_two(tmp_path / "cut", script)
+    assert 2 <= len(done) < 5
+    results = {k: (tmp_path / f"cut/members/{k}/result.json").stat().st_mtime_ns for k in done}
+    said = []
+    monkeypatch.setattr("trainwell.train.display.Display.say", lambda self, line: said.append(line))
+    cut = tw.fit_members((IMAGES, TARGETS), out=tmp_path / "cut", resume=True, **fields | {"quiet": False})
+    trained = [line for line in said if line.startswith("member ") and " is done" in line]
+    assert len(trained) == 5 - len(done)
+    for k in done:
+        assert (tmp_path / f"cut/members/{k}/result.json").stat().st_mtime_ns == results[k]
+    assert _weights(cut.path, 5) == _weights(whole.path, 5)
+
+    import ray
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    try:
+        tests = str(Path(__file__).parent)
+        monkeypatch.setenv("PYTHONPATH", tests)
+        on_ray = tw.fit_members((IMAGES, TARGETS), members=5, out=tmp_path / "ray", backend="ray", **fields)
+    finally:
+        ray.shutdown()
+    assert _weights(on_ray.path, 5) == _weights(whole.path, 5)
+    figures = [{k: v for k, v in one.about.items() if k in ("kept", "temperature", "result")} for one in
+               (whole, cut, on_ray)]  # fmt: skip
+    assert figures[0] == figures[1] == figures[2]
+
+
+def test_the_same_call_on_a_dask_cluster(tmp_path):
+    from distributed import Client, LocalCluster
+
+    cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None)
+    with cluster, Client(cluster):
+        made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "dask", backend="dask", **QUICK)
+    alone = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "loop", engine="loop", **QUICK)
+    assert _weights(made.path, 2) == _weights(alone.path, 2)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_interrupted_in_the_middle_of_an_epoch_it_goes_on_to_the_same_bits(engine, tmp_path, monkeypatch):
+    fields = QUICK | {"engine": engine, "members": 2, "epochs": 2, "save_seconds": 0.0}
+    whole = tw.fit_members((IMAGES, TARGETS), out=tmp_path / "whole", **fields)
+    take = Trainer.take_batch
+
+    def fail(self):
+        if self.recipe.seed == 1 and self.step == 12:
+            raise SystemError("the machine went down")
+        return take(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_batch", fail)
+        with pytest.raises(SystemError):
+            tw.fit_members((IMAGES, TARGETS), out=tmp_path / "cut", **fields)
+    fields.pop("members")
+    resumed = tw.fit_members((IMAGES, TARGETS), out=tmp_path / "cut", resume=True, **fields)
+    assert _weights(resumed.path, 2) == _weights(whole.path, 2)
+
+
+def test_more_members_can_be_added_and_those_there_stay(tmp_path):
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK)
+    before = _weights(tmp_path / "out", 2)
+    more = tw.fit_members((IMAGES, TARGETS), members=3, out=tmp_path / "out", resume=True, **QUICK)
+    assert _weights(tmp_path / "out", 2) == before
+    assert len(more.about["members"]) == 3
+    again = tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", resume=True, quiet=True)
+    assert again.about == more.about
+
+
+def test_a_member_that_diverges_is_left_out_and_told(tmp_path):
+    members = [{"lr": 1e-3}, {"lr": 1e30, "optimizer": "sgd", "clip_grad": 1e30}, {"lr": 2e-3}]
+    made = tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "out", engine="loop", **QUICK)
+    assert [one["run"] for one in made.about["members"]] == ["members/1", "members/3"]
+    assert "not finite" in made.about["failed"]["2"]
+    with pytest.raises(DivergedError, match="no member of .* could be trained; the first: not finite"):
+        tw.fit_members((IMAGES, TARGETS), members=members[1:2], out=tmp_path / "none", engine="loop", **QUICK)
+
+
+# ---------------------------------------------------------------------- the command line
+
+
+def test_from_the_command_line(tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["digits", "--folds", "1", "--model", "mlp", "--epochs", "2", "--threads", "1"]
+    code, said, err = call(capsys, "fit", *words, "--members", "2", "--engine", "loop", "--out", out)
+    assert (code, said.strip()) == (0, str(out))
+    assert "2 members, one after the other" in err
+    assert "together:" in err
+    before = _weights(out, 2)
+    code, _, err = call(capsys, "fit", "--resume", "--out", out)
+    assert (code, _weights(out, 2)) == (0, before)
+    assert "done already" in err
+    code, _, err = call(capsys, "fit", *words, "--members", "2", "--out", out)
+    assert code == 2
+    assert "holds a run" in err or "holds an ensemble" in err
+    code, said, err = call(
+        capsys, "fit", *words, "--members", "2", "--engine", "loop", "--out", out, "--overwrite", "--quiet"
+    )
+    assert (code, err) == (0, "")
+
+
+def test_flags_of_members_without_members_are_refused(capsys):
+    code, _, err = call(capsys, "fit", "digits", "--engine", "loop")
+    assert code == 2
+    assert "--members 5" in err
+
+
+# ---------------------------------------------------------------------- one line for each mistake
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"members": 0}, "members must be at least 1"),
+        ({"members": "five"}, "a number, or a list"),
+        ({"members": [{"lrr": 1}]}, "no field 'lrr'.*did you mean 'lr'"),
+        ({"members": [{"seed": 1}, {"seed": 1}]}, "member 2 is the same as member 1"),
+        ({"engine": "fast"}, "engine must be one of auto, loop, processes, stacked"),
+        ({"jobs": 0}, "jobs must be at least 1"),
+        ({"backend": "ray", "engine": "loop"}, "backend is for engine='processes'"),
+        ({"model": nn.Linear(64, 10)}, "give a function that makes the model"),
+        ({"model": lambda: 3}, "model must return a torch.nn.Module"),
+        ({"engine": "stacked", "folds": 2}, "cannot be stacked: cross-validation"),
+        ({"engine": "stacked", "members": [{}, {"model": "resnet8"}]}, "cannot be stacked: .*model"),
+        ({"mean": "geometrical"}, "mean must be one of arithmetic, geometric;.*did you mean 'geometric'"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_nothing_is_started(arguments, words, tmp_path):
+    with pytest.raises(InputError, match=words) as error:
+        tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", **{**QUICK, **arguments})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_resumed_as_it_was_started_or_not_at_all(tmp_path):
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK)
+    for other in ({"lr": 0.5}, {"members": 1}, {"members": [{"lr": 1.0}, {}]}, {"engine": "processes"}, {"folds": 2}):
+        with pytest.raises(InputError, match="was started"):
+            tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", resume=True, **{**QUICK, **other})
+    with pytest.raises(InputError, match="trained on arrays, which are not kept"):
+        tw.fit_members(None, out=tmp_path / "out", resume=True)
+    with pytest.raises(InputError, match="holds no ensemble to go on with"):
+        tw.fit_members(None, out=tmp_path / "nothing", resume=True)
+    with pytest.raises(InputError, match="holds"):
+        tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", **QUICK)
+
+
+def test_other_data_are_refused(tmp_path):
+    tw.fit_members((IMAGES, TARGETS), members=1, out=tmp_path / "out", engine="loop", **QUICK)
+    with pytest.raises(InputError, match="not what|other data"):
+        tw.fit_members((IMAGES[:300], TARGETS[:300]), members=2, out=tmp_path / "out", resume=True, **QUICK)
+
+
+def test_a_cluster_whose_library_is_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
+    with pytest.raises(InputError, match=r"pip install 'trainwell\[ray\]'"):
+        tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", backend="ray", **QUICK)
+
+
+def test_what_is_written_says_how_it_came_about(tmp_path):
+    made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK, lr=3e-3)
+    about = json.loads((made.path / "ensemble.json").read_text())
+    assert (about["engine"], about["source"]) == ("loop", "arrays")
+    assert about["recipes"][1]["lr"] == 3e-3

@@ -1,0 +1,233 @@
+"""From a pretrained model to a run: `fit` with `pretrained` and `transfer`."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.datasets import load_digits
+
+import trainwell as tw
+from trainwell.cli import main
+from trainwell.train import Trainer
+
+TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "augment": "none", "quiet": True}
+
+
+def _digits(classes):
+    images, targets = load_digits(return_X_y=True)
+    rows = np.isin(targets, classes)
+    images = (images[rows] * 15.9375).round().astype("uint8").reshape(-1, 8, 8)
+    return images, np.searchsorted(classes, targets[rows])
+
+
+@pytest.fixture(scope="module")
+def data():
+    images, targets = _digits([6, 7, 8, 9])
+    return tw.load((images[:240], targets[:240]), val=60, test=100)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A run on other digits."""
+    return tw.fit(
+        _digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=12,
+        folds=1, **TINY,
+    )  # fmt: skip
+
+
+def _fit(data, before, out, **fields):
+    return tw.fit(data, out=out, pretrained=str(before.path), **{**TINY, "epochs": 6, **fields})
+
+
+def _weights(run):
+    return load_file(run.path / "model.safetensors")
+
+
+def _same(run, before, names):
+    start, end = load_file(before.path / "model.safetensors"), _weights(run)
+    return all(end[name].equal(start[name]) for name in start if name.split(".")[0] in names)
+
+
+BELOW = ["conv1", "bn1", "layer1", "layer2", "layer3"]
+
+
+@pytest.mark.parametrize(("way", "frozen", "average"), [
+    ("linear", BELOW, "none"), ("linear", BELOW, "ema"), ("top1", BELOW[:-1], "ema"), ("top1", BELOW[:-1], "swa"),
+    ("top1", BELOW[:-1], "latest"), ("top2", BELOW[:-2], "none"),
+])  # fmt: skip
+def test_what_is_frozen_is_unchanged_to_the_bit(way, frozen, average, data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer=way, average=average, weight_decay=0.1, epochs=3)
+    assert _same(run, before, frozen)
+    assert not _same(run, before, ["fc"])
+    assert way == "linear" or not _same(run, before, ["layer3"])
+
+
+@pytest.mark.parametrize("fields", [
+    {"transfer": "linear"}, {"transfer": "linear", "augment": "light", "lr": 0.02}, {"transfer": "top1"},
+    {"transfer": "gradual"},
+    {"transfer": "all", "layer_decay": 0.7, "average": "ema"}, {"transfer": "all", "l2_sp": 0.05},
+    {"transfer": "lp_ft"}, {"transfer": "gradual", "l2_sp": 0.05, "optimizer": "sgd", "lr": 0.02},
+], ids=str)  # fmt: skip
+def test_each_way_learns_and_resumes_to_the_bit(fields, data, before, tmp_path, monkeypatch):
+    whole = _fit(data, before, tmp_path / "whole", **fields)
+    assert whole.result["test_accuracy"] > 0.5  # chance is a quarter
+    take = Trainer.train_step
+
+    def fail(self):
+        if self.step == 5:
+            raise SystemError("the machine went down")
+        take(self)
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    moved = tmp_path / "before"
+    shutil.copytree(before.path, moved)
+    with pytest.raises(SystemError):
+        tw.fit(data, out=tmp_path / "run", pretrained=str(moved), save_seconds=0, **{**TINY, "epochs": 6, **fields})
+    shutil.rmtree(moved)  # a run needs what it began as no more
+    monkeypatch.setattr(Trainer, "train_step", take)
+    again = tw.resume(tmp_path / "run", data=data, quiet=True)
+    ended, wanted = _weights(again), _weights(whole)
+    assert all(ended[name].equal(wanted[name]) for name in wanted)
+
+
+def test_a_new_head_begins_with_the_loss_of_chance(data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer="all", epochs=1)
+    assert run.result["first_loss"] == pytest.approx(np.log(4), abs=1e-5)
+
+
+def test_features_that_are_computed_once_give_the_run_of_the_whole_model(data, before, tmp_path, monkeypatch):
+    """The same steps with the frozen model run each time, as an oracle."""
+    cached = _fit(data, before, tmp_path / "cached", transfer="linear", epochs=4)
+    monkeypatch.setattr("trainwell.train.head_features.possible", lambda *_: False)
+    run = _fit(data, before, tmp_path / "run", transfer="linear", epochs=4)
+    ended, wanted = _weights(cached), _weights(run)
+    for name in wanted:
+        torch.testing.assert_close(ended[name], wanted[name], rtol=1e-4, atol=1e-5)
+    for mine, theirs in zip(cached.history, run.history, strict=True):
+        assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
+
+
+def test_the_frozen_model_is_run_once_a_sample(data, before, tmp_path, monkeypatch):
+    seen = []
+    from trainwell.models.resnet import ResNet
+
+    run = ResNet.forward
+
+    def count(self, x):
+        seen.append(len(x))
+        return run(self, x)
+
+    monkeypatch.setattr(ResNet, "forward", count)
+    monkeypatch.setenv("TRAINWELL_CACHE", str(tmp_path / "cache"))
+    _fit(data, before, tmp_path / "run", transfer="linear", epochs=5)
+    in_all, test = sum(data.sizes.values()), data.sizes["test"]
+    assert 0 <= sum(seen) - in_all < 20  # and a few to try whether it works
+    seen.clear()
+    _fit(data, before, tmp_path / "again", transfer="linear", epochs=5)
+    assert 0 <= sum(seen) - test < 20
+
+
+def test_a_run_says_what_it_began_as_and_predicts(data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer="top1")
+    about = json.loads((run.path / "run.json").read_text())["backbone"]
+    assert about["architecture"] == "resnet8"
+    assert str(before.path) in about["source"]
+    images, targets = _digits([6, 7, 8, 9])
+    predicted = tw.Run(run.path).predict(images[:100])
+    assert np.mean([int(label) for label in predicted.labels] == targets[:100]) > 0.7
+
+
+def test_mean_and_deviation_come_with_the_weights(data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer="linear")
+    assert run.info["mean"] == pytest.approx(before.info["mean"])
+    assert run.info["std"] == pytest.approx(before.info["std"])
+
+
+def test_cross_validation_begins_each_fold_as_the_pretrained_model(before, tmp_path, monkeypatch):
+    monkeypatch.setenv("TRAINWELL_CACHE", str(tmp_path / "cache"))
+    images, targets = _digits([6, 7, 8, 9])
+    run = tw.fit(
+        (images[:120], targets[:120]), out=tmp_path / "run", pretrained=str(before.path), transfer="linear", folds=3,
+        epochs=8, **TINY,
+    )  # fmt: skip
+    assert run.result["test_accuracy"] > 0.7
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1  # features of all folds, computed once
+    start = load_file(before.path / "model.safetensors")
+    for fold in (1, 2, 3):
+        weights = load_file(run.path / "folds" / str(fold) / "model.safetensors")
+        assert all(weights[name].equal(start[name]) for name in start if not name.startswith("fc"))
+        assert not (run.path / "folds" / str(fold) / "pretrained.safetensors").exists()
+
+
+def test_a_model_of_ones_own_can_be_fine_tuned_and_resumed(data, before, tmp_path, monkeypatch):
+    def mine():
+        model = tw.Run(before.path).model
+        tw.transfer.replace_head(model, 4)
+        return model
+
+    whole = tw.fit(data, out=tmp_path / "whole", model=mine(), transfer="linear", epochs=4, **TINY)
+    take = Trainer.train_step
+
+    def fail(self):
+        if self.step == 5:
+            raise SystemError("the machine went down")
+        take(self)
+
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    with pytest.raises(SystemError):
+        tw.fit(data, out=tmp_path / "run", model=mine(), transfer="linear", epochs=4, save_seconds=0, **TINY)
+    monkeypatch.setattr(Trainer, "train_step", take)
+    other = mine()
+    torch.nn.init.normal_(other.conv1.weight)  # its weights do not matter
+    again = tw.resume(tmp_path / "run", data=data, model=other, quiet=True)
+    ended, wanted = _weights(again), _weights(whole)
+    assert all(ended[name].equal(wanted[name]) for name in wanted)
+
+
+def test_from_the_command_line(before, tmp_path, capsys):
+    images, targets = _digits([6, 7, 8, 9])
+    np.savez(tmp_path / "digits.npz", x=images[:200], y=targets[:200])
+    words = ["fit", str(tmp_path / "digits.npz"), "--pretrained", str(before.path), "--transfer", "linear",
+             "--epochs", "3", "--folds", "1", "--out", str(tmp_path / "run"), "--threads", "1"]  # fmt: skip
+    main(words)
+    told = capsys.readouterr().err
+    assert "pretrained: " in told
+    assert "new" in told  # the head
+    assert "frozen: conv1, bn1, layer1, layer2, layer3" in told
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"pretrained": "nothing/there"}, "nothing/there"),
+        ({"transfer": "linear"}, "there is none"),
+        ({"l2_sp": 0.1}, "pretrained weights"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(fields, told, data, tmp_path):
+    with pytest.raises(tw.InputError, match=told) as error:
+        tw.fit(data, out=tmp_path / "run", **{**TINY, "epochs": 1, **fields})
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_have_no_pretrained_model(before, tmp_path):
+    rng = np.random.default_rng(0)
+    with pytest.raises(tw.InputError, match="for images"):
+        tw.fit((rng.normal(size=(90, 3)).astype("float32"), np.arange(90) % 3), pretrained=str(before.path),
+               out=tmp_path / "run", **{k: v for k, v in TINY.items() if k != "augment"})  # fmt: skip
+
+
+def test_a_damaged_start_is_told_in_one_line(data, before, tmp_path, monkeypatch):
+    take = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", lambda self: (_ for _ in ()).throw(SystemError("down")))
+    with pytest.raises(SystemError):
+        _fit(data, before, tmp_path / "run", transfer="linear")
+    monkeypatch.setattr(Trainer, "train_step", take)
+    (tmp_path / "run" / "pretrained.safetensors").write_bytes(b"nothing")
+    with pytest.raises(tw.InputError, match=r"pretrained\.safetensors") as error:
+        tw.resume(tmp_path / "run", data=data, quiet=True)
+    assert "\n" not in str(error.value)
