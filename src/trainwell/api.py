@@ -13,10 +13,11 @@ from trainwell import run_ensemble
 from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide, usual_folds
 from trainwell.data.sources import load, read
-from trainwell.errors import InputError, nearest
+from trainwell.errors import InputError, in_one_line, nearest
 from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
 from trainwell.train import hardware, losses, pretrained
+from trainwell.train.choice import Choice
 from trainwell.train.cross_validation import pooled, train_folds
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
@@ -108,7 +109,8 @@ def fit(
         if given.snapshots and cross_validates(data):
             raise InputError("snapshots are judged on a test part, not by cross-validation: give folds=1 (--folds 1)")
         runs = data.options["folds"] + 1 if cross_validates(data) else 1
-        share = given if given.minutes is None else dataclasses.replace(given, minutes=given.minutes / runs)
+        minutes = given.minutes and given.minutes / runs
+        share = dataclasses.replace(given, minutes=minutes, transfer_minutes=given.transfer_minutes / runs)
         with prepared(data, share, custom, display) as trainer:
             work.how = how_to_resume(folder, data.source, trainer.recipe.model, custom)
             start_run(folder, data, given, asked, custom, trainer)  # only now, when all has proved usable
@@ -431,8 +433,9 @@ def _resume(
             raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
         work.doing, work.recipe = "building the model", run.recipe
         custom = dataclasses.replace(
-            custom, backbone=pretrained.read(folder, run.info.get("backbone"), run.info["model"])
-        )
+            custom, backbone=pretrained.read(folder, run.info.get("backbone"), run.info["model"]),
+            choice=_choice(run),
+        )  # fmt: skip
         with prepared(data, run.recipe, custom, display) as trainer:
             trainer.keep_in(folder)
             for difference in hardware.differences(run.info["environment"], hardware.environment(trainer.hardware)):
@@ -440,6 +443,15 @@ def _resume(
             trainer.resume()
             display.say(f"going on after step {trainer.step} of {trainer.total_steps}")
             return _train(work, samples, data, custom, trainer, on_epoch_end, save_seconds, display)
+
+
+def _choice(run: Run) -> Choice | None:
+    """Returns how it was decided what of a pretrained model a run trains, if that was left open."""
+    told = run.info.get("choice")
+    try:
+        return None if told is None else Choice(**told)
+    except TypeError as error:
+        raise InputError(f"{run.path / 'run.json'} is damaged ({in_one_line(error)}): start a new run") from None
 
 
 def _read_again(run: Run, data: Any, quiet: bool) -> tuple[Samples | None, Data]:

@@ -16,10 +16,12 @@ from trainwell.data.divide import divide
 from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials
 from trainwell.train import pretrained
+from trainwell.train.choice import Choice
 from trainwell.train.display import Display, duration
 from trainwell.train.folder import start_run
 from trainwell.train.loop import Trainer
 from trainwell.train.prepare import Custom, prepared
+from trainwell.train.recipe import Recipe
 from trainwell.train.result import Tested, finish
 
 _FOLDER = "folds"
@@ -64,12 +66,17 @@ def train_folds(
 
 def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: Callable[[Trainer], object]) -> None:
     remove_partials(own)
-    with prepared(part, final.recipe, custom) as trainer:
-        if (own / "run.json").exists():
+    recipe, resumes = final.recipe, (own / "run.json").exists()
+    if final.choice is not None:  # which has seen what a fold is judged on, and is made anew without that
+        told = json.loads((own / "run.json").read_text(encoding="utf-8"))["choice"] if resumes else None
+        custom = dataclasses.replace(custom, choice=None if told is None else Choice(**told))
+        recipe = Recipe.load(own / "recipe.toml") if resumes else final.choice.undone(recipe)
+    with prepared(part, recipe, custom) as trainer:
+        if resumes:
             trainer.keep_in(own)
             trainer.resume()
         else:
-            start_run(own, part, final.recipe, {}, custom, trainer)
+            start_run(own, part, recipe, {}, custom, trainer)
         prepare(trainer)
         trainer.run()
         finish(own, trainer, part)

@@ -75,7 +75,7 @@ class Display:
         if self.bar is not None:  # which shows the time left itself, on a line that may be short
             self.say(describe(row) + best)
         else:
-            left = trainer.seconds / trainer.step * (trainer.total_steps - trainer.step)
+            left = trainer.seconds / max(1, trainer.step) * (trainer.total_steps - trainer.step)
             self.say(f"{describe(row)}{best}  rate {row['lr']:.1e}  {duration(left)} left")
 
 

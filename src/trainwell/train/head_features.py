@@ -105,6 +105,30 @@ def possible(model: nn.Module, recipe: Recipe, batches: Batches, hardware: Hardw
         return seen.ndim == 2 and torch.equal(model.get_submodule(find_head(model))(seen), model(x))
 
 
+_OF_STEPS = (
+    "epochs", "minutes", "optimizer", "lr", "momentum", "weight_decay", "l1", "l2", "sam", "schedule", "warmup",
+    "label_smoothing", "average", "snapshots", "class_weight", "sampling", "clip_grad", "patience",
+)  # fmt: skip
+
+
+def may_be_solved(recipe: Recipe, task: str, own_loss: bool) -> bool:
+    """Says whether a head on features that are computed once is solved for, in place of being trained in steps.
+
+    It is where its objective is plain cross-entropy, and nothing in the recipe says how to step.
+
+    Args:
+        recipe: before its choices were made.
+        task: as in the data.
+        own_loss: whether the user gave a loss.
+    """
+    if task != "classification" or own_loss or recipe.transfer != "linear":
+        return False
+    plain = Recipe()
+    return recipe.steps == 0 or (
+        recipe.steps is None and all(getattr(recipe, name) == getattr(plain, name) for name in _OF_STEPS)
+    )
+
+
 def _is_random(layer: nn.Module) -> bool:
     """Says whether a layer drops something in training."""
     return isinstance(layer, Noise | _DropoutNd) and getattr(layer, "p", None) != 0
@@ -131,8 +155,8 @@ def fit_head(model: nn.Module, train: Batches, data: Data, hardware: Hardware, p
     rows = train.part.indices
     features = HeadFeatures(model, train, np.sort(rows), hardware, data.inputs_digest, progress).of(rows)
     targets = torch.from_numpy(train.part.targets[rows])
-    l2 = best_l2(features, targets, num_classes=len(data.classes))
-    layer = fit_linear(features, targets, num_classes=len(data.classes), l2=l2)
+    l2 = best_l2(features, targets, num_classes=len(data.classes), standardize=True)
+    layer = fit_linear(features, targets, num_classes=len(data.classes), l2=l2, standardize=True)
     head = model.get_submodule(find_head(model))
     with torch.no_grad():
         for mine, fitted in zip(head.parameters(), layer.parameters(), strict=True):

@@ -18,6 +18,7 @@ from trainwell.train import interrupt, snapshots
 from trainwell.train.averaging import make_average
 from trainwell.train.checkpoint import load_optimizer, load_other_buffers, other_buffers
 from trainwell.train.checkpoint_folder import CheckpointFolder
+from trainwell.train.choice import Choice
 from trainwell.train.early_stopping import EarlyStopping
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
@@ -61,6 +62,7 @@ class Trainer:
             last epoch's are handed over, their average if validation favours it, else `None`.
         best_weights: what those are: "raw", or the recipe's average.
         backbone: the pretrained model that it began as, if it did.
+        choice: how it was decided what of that is trained, where that was left open.
         stop_reason: why the run ended, "" while it goes on.
     """
 
@@ -84,16 +86,17 @@ class Trainer:
         self.objective, self.reported = losses
         self.metrics, self.classification = metrics or {}, classification
         self.backbone: Backbone | None = None
+        self.choice: Choice | None = None
         self.history, self.save_seconds = History(), save_seconds
         self.folder: Path | None = None
         self.checkpoints: CheckpointFolder | None = None
         self.on_epoch_end, self.on_step = on_epoch_end, on_step
 
-        self.total_steps = recipe.steps or (recipe.epochs or 1) * len(train)
+        self.total_steps = recipe.steps if recipe.steps is not None else (recipe.epochs or 1) * len(train)
         self.tuning = make_tuning(model, recipe, self.total_steps)
         self.called = model.get_submodule(find_head(model)) if from_head else model
         self.optimizer = make_optimizer(model, recipe, self.tuning)
-        self.schedule = make_schedule(recipe, self.total_steps)
+        self.schedule = make_schedule(recipe, max(1, self.total_steps))
         self.averaging = make_average(model, recipe, self.total_steps, len(train))
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.stopping = EarlyStopping(recipe.patience, recipe.min_delta, recipe.monitor_mode)
@@ -212,6 +215,8 @@ class Trainer:
         """
         with interrupt.deferred() as interrupted:
             self.begin()
+            if not self.total_steps and not self.stop_reason:
+                self._end_solved()
             while not self.stop_reason:
                 try:
                     self.train_step()
@@ -249,6 +254,14 @@ class Trainer:
         at_epochs_end = self._halves and self.batch == 0
         if self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds:
             self.save()
+
+    def _end_solved(self) -> None:
+        """Ends a run of no steps, whose head is the best there is already: judges it as at the end of an epoch."""
+        outputs, targets = outputs_of(self.called, self.train, self.hardware.autocast())
+        loss, right = float(self.reported(outputs, targets)), float(fraction_right(outputs, targets))
+        self.tally = [1.0, loss, right]
+        self._end_epoch()
+        self.stop_reason = self._stop_asked or "the best linear classifier was solved for"
 
     def stop(self, reason: str) -> None:
         """Ends the run at the end of this epoch."""

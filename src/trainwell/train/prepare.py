@@ -21,12 +21,14 @@ from trainwell.freezing import is_frozen
 from trainwell.images import Images
 from trainwell.progress import track
 from trainwell.regularize import Noise, evaluating, mixed_loss
-from trainwell.train import augmentation, hardware, head_features, losses, pretrained
+from trainwell.train import augmentation, choosing, hardware, head_features, losses, pretrained
+from trainwell.train.choice import Choice
 from trainwell.train.display import Display
 from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
 from trainwell.transfer.backbones import Backbone
+from trainwell.transfer.cut import Cut
 
 _MOST_TOLD = 10  # of the files that were left out
 
@@ -44,6 +46,8 @@ class Custom:
     metrics: dict[str, Metric] = field(default_factory=dict)
     backbone: Backbone | None = None
     """the pretrained model that the recipe names, where it is loaded already"""
+    choice: Choice | None = None
+    """what of that is trained, where it was chosen already"""
 
     def __post_init__(self) -> None:
         if self.model is not None and not isinstance(self.model, nn.Module):
@@ -79,8 +83,17 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     if recipe.sampling == "balanced" and data.task != "classification":
         raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
     images = data.images
-    backbone = pretrained.named(recipe, data, custom, _outputs(data), say)
+    look = functools.partial(_look, data, recipe, display)
+    backbone = pretrained.named(
+        recipe, data, custom, _outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
+    )
     recipe = pretrained.resolved(recipe, backbone, custom)
+    choice = custom.choice
+    if choice is None and backbone is not None and recipe.transfer in ("auto", "stage"):
+        again = dataclasses.replace(custom, backbone=backbone)
+        with look(backbone) as seen:
+            choice = choosing.choose(data, recipe, seen, lambda part, how: prepared(part, how, again), say)
+    asked = recipe = choice.applied(recipe) if choice is not None else recipe
     if recipe.cutmix and images is None:
         raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
     if recipe.augment not in ("auto", "none") and images is None:
@@ -104,7 +117,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     assert recipe.batch_size is not None
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
-        model = _on(machine, _initialised(recipe, data, size, custom, backbone))
+        model = _on(machine, _initialised(recipe, data, size, custom, backbone, choice))
         if not model.training:  # as a whole; parts that were put in evaluation stay there
             model.train()
         mean, std = pretrained.normalisation(backbone) or statistics(data.train)
@@ -119,13 +132,21 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
         progress = functools.partial(track, quiet=display is None or display.quiet)
         from_head = head_features.possible(model, recipe, val, machine)
         if from_head:
-            seen = [data.train, data.val, *([data.test] if data.options["folds"] > 1 else [])]  # the same in each fold
-            rows = np.sort(np.concatenate([part.indices for part in seen]))
+            parts = [data.train, data.val, *([data.test] if data.options["folds"] > 1 else [])]  # the same in each fold
+            rows = np.sort(np.concatenate([part.indices for part in parts]))
             features = head_features.HeadFeatures(model, val, rows, machine, data.inputs_digest, progress)
             train, val = (head_features.FeatureBatches(part, features) for part in (train, val))
-        if recipe.transfer == "lp_ft":
+        if from_head and head_features.may_be_solved(asked, data.task, custom.loss is not None):
+            recipe = dataclasses.replace(recipe, steps=0, epochs=None, minutes=None)
+        elif recipe.steps == 0:
+            raise InputError(
+                "steps=0 solves for the best linear classifier, which needs transfer='linear', classes, and nothing "
+                "that is random or weighted: give steps, epochs or minutes"
+            )
+        if recipe.transfer == "lp_ft" or recipe.steps == 0:
             l2 = head_features.fit_head(model, train, data, machine, progress)
-            say(f"the head begins as the best linear classifier (l2 {l2:g}, by cross-validation)")
+            say(f"the head {'begins as' if recipe.steps != 0 else 'is'} the best linear classifier (l2 {l2:g}, by "
+                "cross-validation)")  # fmt: skip
         trainer = functools.partial(
             Trainer,
             model,
@@ -159,8 +180,28 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
             recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
         ready = trainer(recipe)
-        ready.backbone = backbone
+        ready.backbone, ready.choice = backbone, choice
         yield ready
+
+
+@contextlib.contextmanager
+def _look(data: Data, recipe: Recipe, display: Display | None, backbone: Backbone) -> Iterator[choosing.Seen]:
+    """Yields a pretrained model on its device, with batches of the training part as it sees them."""
+    recipe = dataclasses.replace(pretrained.resolved(recipe, backbone, Custom()), augment="none")
+    images = data.images
+    assert images is not None
+    recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=images.size, images=True)
+    machine = hardware.choose(recipe, images=True)
+    with random.preserved(), hardware.applied(recipe.threads):
+        hardware.keep_freed_memory()
+        model = _on(machine, copy.deepcopy(backbone.model))
+        mean, std = pretrained.normalisation(backbone) or statistics(data.train)
+        batches = Batches(
+            data.train, recipe.batch_size or 1, size=None if recipe.img_size is None else (recipe.img_size,) * 2,
+            mean=mean, std=std, channels_last=machine.channels_last, device=machine.device,
+        )  # fmt: skip
+        progress = functools.partial(track, quiet=display is None or display.quiet)
+        yield choosing.Seen(model, batches, machine, progress)
 
 
 def _noise_of(model: nn.Module) -> str:
@@ -217,13 +258,20 @@ def model_name(recipe: Recipe, custom: Custom) -> str:
 
 
 def _initialised(
-    recipe: Recipe, data: Data, size: tuple[int, int] | None, custom: Custom, backbone: Backbone | None
+    recipe: Recipe,
+    data: Data,
+    size: tuple[int, int] | None,
+    custom: Custom,
+    backbone: Backbone | None,
+    choice: Choice | None,
 ) -> nn.Module:
     random.seed_everything(recipe.seed, "init")
     noise = {name: getattr(recipe, name) for name in models.NOISE}
     model = custom.model if custom.model is not None else recipe.model
     if backbone is not None:
         model = copy.deepcopy(backbone.model)
+        if choice is not None and choice.cut is not None:
+            model = Cut(model, **choice.cut, num_classes=_outputs(data))
     return models.create(model, **dimensions(data, size), **noise)
 
 

@@ -15,6 +15,8 @@ from trainwell.files import write_tensors
 from trainwell.images import Images
 from trainwell.train.recipe import Recipe
 from trainwell.transfer.backbones import Backbone, load_backbone, rebuild
+from trainwell.transfer.by_default import by_default
+from trainwell.transfer.cut import Cut
 from trainwell.transfer.state import Match, read_weights
 
 if TYPE_CHECKING:
@@ -24,7 +26,14 @@ FILE = "pretrained.safetensors"
 Figures = npt.NDArray[np.float64]
 
 
-def named(recipe: Recipe, data: Data, custom: "Custom", outputs: int, say: Callable[[str], object]) -> Backbone | None:
+def named(
+    recipe: Recipe,
+    data: Data,
+    custom: "Custom",
+    outputs: int,
+    say: Callable[[str], object],
+    closest: Callable[[list[Backbone], Callable[[str], object]], Backbone],
+) -> Backbone | None:
     """Returns the pretrained model that a recipe names, with a new head for the data; `None` if it names none.
 
     Args:
@@ -33,25 +42,43 @@ def named(recipe: Recipe, data: Data, custom: "Custom", outputs: int, say: Calla
         custom: which may hold it already.
         outputs: how many the new head has.
         say: told where it came from, and what of it matched.
+        closest: returns of several the one that knows most of the data.
 
     Raises:
         InputError: it cannot be had, or does not go with the data.
     """
     if custom.backbone is not None:
         return custom.backbone
-    if recipe.pretrained == "none":
+    images = data.train.inputs if isinstance(data.train.inputs, Images) else None
+
+    def load(source: str) -> Backbone:
+        channels = 3 if images is None else images.channels
+        return load_backbone(source, model=recipe.model, num_classes=outputs, in_chans=channels, say=say)
+
+    if recipe.pretrained == "auto":
+        free = custom.model is None and recipe.model == "auto" and recipe.transfer != "none"
+        backbone = by_default(images, data.train.indices, load, say) if free and images is not None else None
+        if backbone is None:
+            return None
+    elif recipe.pretrained == "none":
         return None
-    if custom.model is not None:
-        raise InputError("pretrained and model= each say what is trained: give one of them")
-    if not isinstance(data.train.inputs, Images):
-        raise InputError("pretrained models are for images: leave out pretrained (--pretrained) for feature vectors")
-    backbone = load_backbone(
-        recipe.pretrained, model=recipe.model, num_classes=outputs, in_chans=data.train.inputs.channels,
-        say=lambda text: say(text),
-    )  # fmt: skip
+    else:
+        if custom.model is not None:
+            raise InputError("pretrained and model= each say what is trained: give one of them")
+        if images is None:
+            raise InputError(
+                "pretrained models are for images: leave out pretrained (--pretrained) for feature vectors"
+            )
+        sources = sources_in(recipe.pretrained)
+        backbone = load(sources[0]) if len(sources) == 1 else closest([load(one) for one in sources], say)
     licence = f", licence {backbone.licence}" if backbone.licence else ""
     say(f"pretrained: {backbone.source} ({backbone.architecture}{licence}); {backbone.match.sentence()}")
     return backbone
+
+
+def sources_in(given: str) -> list[str]:
+    """Returns the sources in a text with commas between them; a path that exists is one, commas or not."""
+    return [given] if Path(given).exists() else [one.strip() for one in given.split(",") if one.strip()] or [given]
 
 
 def resolved(recipe: Recipe, backbone: Backbone | None, custom: "Custom") -> Recipe:
@@ -61,12 +88,13 @@ def resolved(recipe: Recipe, backbone: Backbone | None, custom: "Custom") -> Rec
         InputError: the recipe says how to fine-tune, and there is nothing pretrained.
     """
     if backbone is not None:
-        way = "all" if recipe.transfer == "auto" else recipe.transfer
-        if way == "none":
-            way = "all"
+        way = "all" if recipe.transfer == "none" else recipe.transfer
         size = recipe.img_size or backbone.img_size
-        return dataclasses.replace(recipe, model=backbone.architecture, img_size=size, transfer=way)
-    if custom.model is not None and recipe.transfer != "auto":
+        return dataclasses.replace(
+            recipe, pretrained=backbone.source, model=backbone.architecture, img_size=size, transfer=way
+        )
+    recipe = dataclasses.replace(recipe, pretrained="none")
+    if custom.model is not None and recipe.transfer not in ("auto", "stage"):
         return recipe
     if recipe.transfer not in ("auto", "none"):
         raise InputError(
@@ -88,11 +116,12 @@ def normalisation(backbone: Backbone | None) -> tuple[Figures, Figures] | None:
 # ---------------------------------------------------------------------- in the run's folder
 
 
-def about(backbone: Backbone | None) -> dict[str, Any] | None:
-    """Returns what `run.json` says of it."""
+def about(backbone: Backbone | None, cut: dict[str, Any] | None = None) -> dict[str, Any] | None:
+    """Returns what `run.json` says of it; `cut` is where the run cut it, as `trainwell.transfer.cut.Cut` takes it."""
     if backbone is None:
         return None
     return {
+        "cut": cut,
         "source": backbone.source, "architecture": backbone.architecture, "config": backbone.config,
         "mean": backbone.mean, "std": backbone.std, "img_size": backbone.img_size, "licence": backbone.licence,
         "match": dataclasses.asdict(backbone.match),
@@ -115,9 +144,9 @@ def read(folder: Path, told: dict[str, Any] | None, model: dict[str, Any]) -> Ba
     Raises:
         InputError: it is damaged.
     """
-    module = rebuilt(told, model)
-    if told is None or module is None:
+    if told is None:
         return None
+    module = _uncut(told, model)
     try:
         module.load_state_dict(read_weights(folder / FILE))
         figures = {name: None if told[name] is None else tuple(told[name]) for name in ("mean", "std")}
@@ -130,13 +159,24 @@ def read(folder: Path, told: dict[str, Any] | None, model: dict[str, Any]) -> Ba
 
 
 def rebuilt(told: dict[str, Any] | None, model: dict[str, Any]) -> nn.Module | None:
-    """Returns the module of what a run began as, without its weights; `None` if that was nothing.
+    """Returns the module that a run trained, without its weights; `None` if it began as nothing pretrained.
 
     Raises:
         InputError: it cannot be made.
     """
     if told is None:
         return None
+    module, cut = _uncut(told, model), told.get("cut")
+    if cut is None:
+        return module
+    try:
+        before, dimensions = str(cut["before"]), int(cut["dimensions"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"run.json is damaged: where it cut the backbone lacks {error}") from None
+    return Cut(module, before, dimensions, model["num_classes"])
+
+
+def _uncut(told: dict[str, Any], model: dict[str, Any]) -> nn.Module:
     try:
         architecture, config = told["architecture"], told["config"]
     except (KeyError, TypeError) as error:

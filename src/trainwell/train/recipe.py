@@ -26,7 +26,7 @@ SCHEDULES = (
 )  # fmt: skip
 AUGMENTS = ("auto", "none", "light", "standard", "strong")
 AVERAGES = ("ema", "swa", "latest")
-_TRANSFER = re.compile(r"auto|none|linear|top[1-9]\d*|all|gradual|lp_ft")
+_TRANSFER = re.compile(r"auto|none|linear|stage|top[1-9]\d*|all|gradual|lp_ft")
 OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
 
@@ -40,13 +40,19 @@ class Recipe:
     model: str = "auto"
     """mlp, resnet8, resnet20 …, resnet18, resnet34, resnet50, or package.module:function"""
 
-    pretrained: str = "none"
-    """where a pretrained model comes from: a run's folder, a .safetensors file, hub:NAME, timm:NAME, transformers:NAME;
-    none trains from scratch"""
+    pretrained: str = "auto"
+    """where a pretrained model comes from: embedded (the small one in the package), a run's folder, a .safetensors
+    file, hub:NAME, timm:NAME, transformers:NAME; of several, with commas between, the one that knows most of the data;
+    none trains from scratch; auto, where no model is named, is one of the hub for photographs, and embedded for small
+    images"""
 
     transfer: str = "auto"
-    """what of a pretrained model is trained: linear (a new last layer, on features computed once), top1, top2 … (the
-    stages below it too), all, gradual (more and more of them), lp_ft (the last layer alone first, to its optimum)"""
+    """what of a pretrained model is trained: linear (a new last layer, on features computed once), stage (the same on
+    the stage that does best), top1, top2 … (the stages below it too), all, gradual (more and more of them), lp_ft (the
+    last layer alone first, to its optimum); auto tries what suits the data"""
+
+    transfer_minutes: float = 2.0
+    """for transfer=auto: how long ways of fine-tuning are tried, in all"""
 
     backbone_lr: float = 0.1
     """of the pretrained stages: their learning rate as a fraction of that of the new last layer"""
@@ -76,7 +82,7 @@ class Recipe:
     """how often to go through the training images"""
 
     steps: int | None = None
-    """how many steps of the optimizer to take, in place of epochs"""
+    """how many steps of the optimizer to take, in place of epochs; 0, for transfer=linear, solves for the optimum"""
 
     minutes: float | None = None
     """how long to train by the clock, in place of epochs; the speed is measured first and the steps then fixed"""
@@ -200,8 +206,11 @@ class Recipe:
             _check_written_out(self.schedule, self.lr)
         if not _TRANSFER.fullmatch(self.transfer):
             raise InputError(
-                f"transfer must be auto, linear, top1, top2 …, all, gradual, lp_ft or none; it is {self.transfer!r}"
+                f"transfer must be auto, linear, stage, top1, top2 …, all, gradual, lp_ft or none; it is "
+                f"{self.transfer!r}"
             )
+        if self.steps == 0 and self.transfer not in ("linear", "stage", "auto"):
+            raise InputError("steps must be at least 1, but for transfer='linear', whose optimum is solved for at 0")
         if not self.layer_decay <= 1:
             raise InputError(f"layer_decay must be above 0 and at most 1; it is {self.layer_decay}")
         if self.augment not in AUGMENTS:
@@ -209,10 +218,10 @@ class Recipe:
 
             parse(self.augment)
         at_least: dict[str, float] = {
-            "epochs": 1, "steps": 1, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
+            "epochs": 1, "steps": 0, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
             "average_epochs": 1, "ema_decay": 0, "snapshots": 0, "momentum": 0, "weight_decay": 0, "label_smoothing": 0,
             "drop_rate": 0, "drop_path_rate": 0, "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0,
-            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0, "l2_sp": 0,
+            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0, "l2_sp": 0, "transfer_minutes": 0,
         }  # fmt: skip
         for name, least in at_least.items():
             value = getattr(self, name)

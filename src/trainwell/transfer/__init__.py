@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from trainwell.transfer.l2_sp import L2SP
     from trainwell.transfer.linear import best_l2, fit_linear
     from trainwell.transfer.probes import Probe, probe
+    from trainwell.transfer.saved import save_backbone
     from trainwell.transfer.state import Match, load_into, read_weights
     from trainwell.transfer.surgery import find_head, freeze_all_but, head_inputs, reinitialize, replace_head, stages
 
@@ -33,6 +34,7 @@ __all__ = [
     "read_weights",
     "reinitialize",
     "replace_head",
+    "save_backbone",
     "stages",
     "thaw",
 ]
@@ -46,6 +48,7 @@ __getattr__ = attributes(
         **dict.fromkeys(["freeze", "is_frozen", "thaw"], ".freezing"),
         **dict.fromkeys(["Probe", "probe"], "probes"),
         **dict.fromkeys(["best_l2", "fit_linear"], "linear"),
+        "save_backbone": "saved",
         **dict.fromkeys(["Match", "load_into", "read_weights"], "state"),
         **dict.fromkeys(
             ["find_head", "freeze_all_but", "head_inputs", "reinitialize", "replace_head", "stages"], "surgery"

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 
 from trainwell.errors import InputError, nearest
 from trainwell.models import NAMES, resnet
+from trainwell.transfer.embedded import NAME as EMBEDDED
+from trainwell.transfer.embedded import read_embedded
 from trainwell.transfer.found import CONFIG, WEIGHTS, Figures, Found, figures_in, read_json, table_in
 from trainwell.transfer.hub import from_hub
 from trainwell.transfer.libraries import from_timm, from_transformers, timm_model, transformers_model
+from trainwell.transfer.saved import about_file, read_saved
 from trainwell.transfer.state import Match, load_into, of_layer, read_weights
 from trainwell.transfer.surgery import find_head, replace_head
 
 _RESNETS = tuple(name for name in NAMES if name.startswith("resnet"))
-_FORMS = "a run's folder, a .safetensors file, hub:NAME, timm:NAME or transformers:NAME"
+_FORMS = "embedded, a run's folder, a .safetensors file, hub:NAME, timm:NAME or transformers:NAME"
 _LARGE = {"2222": "resnet18", "3463": "resnet34", "3463 deep": "resnet50"}  # by the blocks of the stages
 _OF_A_BLOCK = re.compile(r"(?:^|\.)layer(\d)\.(\d{1,2})\.(conv[123]|bn[123]|downsample\.[01])\.\w+$")
 
@@ -66,10 +69,10 @@ def load_backbone(
     Weights are read from safetensors alone, and no code that comes with them is run.
 
     Args:
-        source: a run's folder; a `.safetensors` file of one of our ResNets, whose names are torchvision's; `hub:NAME`,
-            such a ResNet of the Hugging Face hub in timm's layout, such as `hub:timm/resnet18.a1_in1k`; `timm:NAME` or
-            `transformers:NAME`, through that library, where NAME may be a local folder. A name on the hub may end in
-            `@` and a revision.
+        source: "embedded", the small network that comes with the package; a run's folder; a `.safetensors` file, of
+            `save_backbone` or of one of our ResNets, whose names are torchvision's; `hub:NAME`, such a ResNet of the
+            Hugging Face hub in timm's layout, such as `hub:timm/resnet18.a1_in1k`; `timm:NAME` or `transformers:NAME`,
+            through that library, where NAME may be a local folder. A name on the hub may end in `@` and a revision.
         model: the architecture of a file, one of ours or `timm:NAME`; "auto" finds ours by the weights' names.
         num_classes: length of the model's output.
         in_chans: channels of the images; see `load_into` for another number than that of the weights.
@@ -151,6 +154,8 @@ def _make(architecture: str, config: Mapping[str, Any], num_classes: int, in_cha
 
 def _find(source: str, model: str, offline: bool, say: Callable[[str], object]) -> Found:
     kind, _, name = source.partition(":")
+    if source == EMBEDDED:
+        return read_embedded()
     if kind == "hub":
         return from_hub(name, offline, say)
     if kind == "timm":
@@ -189,7 +194,10 @@ def _from_run(folder: Path) -> Found:
 
 
 def _from_file(path: Path, model: str) -> Found:
-    """Reads a file of weights, whose architecture is named or found."""
+    """Reads a file of weights, whose architecture it says itself, or is named or found."""
+    about = about_file(path)
+    if about:
+        return read_saved(path, about)
     weights = read_weights(path)
     width = _width(weights)
     if model == "auto":

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from trainwell.errors import InputError, nearest
 from trainwell.files import cache_folder, write_tensors
 from trainwell.regularize import evaluating
+from trainwell.transfer.surgery import stage_names
 from trainwell.weights import bare
 
 Autocast: TypeAlias = contextlib.AbstractContextManager[Any]
@@ -70,6 +72,50 @@ def extract_features(
         return [module.register_forward_hook(hook(name)) for name, module in modules.items()]
 
     return _gathered(model, batches, list(modules), watch, autocast, progress)
+
+
+def stage_features(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    autocast: Autocast | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:
+    """Returns what each stage of a model hands to the next one, pooled to a vector a sample, in one pass over the data.
+
+    Args:
+        model: as in `extract_features`; its stages are those of `trainwell.transfer.stages`.
+        batches: as in `extract_features`.
+        autocast: as in `extract_features`.
+        progress: as in `extract_features`.
+
+    Returns:
+        For each stage below the head, by the name of its first module, a float32 tensor `(n, d)` on the CPU. The last
+        is what comes to the head.
+
+    Raises:
+        InputError: as in `extract_features`, or there is but the head.
+
+    >>> from trainwell.models import create
+    >>> found = stage_features(create("resnet8", num_classes=10, in_chans=1), torch.zeros(3, 2, 1, 8, 8))
+    >>> {name: tuple(values.shape) for name, values in found.items()}
+    {'conv1': (6, 16), 'layer1': (6, 16), 'layer2': (6, 32), 'layer3': (6, 64)}
+    """
+    model = bare(model)
+    names, modules = stage_names(model), dict(model.named_modules(remove_duplicate=False))
+    nexts = dict(itertools.pairwise(names))
+
+    def watch(see: _See) -> list[RemovableHandle]:
+        def hook(stage: str) -> Callable[..., None]:
+            def look(_: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+                see(stage, _pooled(stage, (args, options)))
+
+            return look
+
+        return [modules[after].register_forward_pre_hook(hook(stage), with_kwargs=True)
+                for stage, after in nexts.items()]  # fmt: skip
+
+    return _gathered(model, batches, [*nexts], watch, autocast, progress)
 
 
 def inputs_of(
@@ -180,11 +226,18 @@ def _pooled(name: str, output: Any) -> Tensor:
     value = _first_tensor(output)
     if value is None or value.ndim < 2 or not value.is_floating_point():
         raise InputError(f"the output of {name!r} is {_shape(value)}, not (n, d), (n, t, d) or (n, c, h, w) of numbers")
+    return pooled(value).to("cpu", torch.float32, copy=True)  # of its own: a layer after it may work in place
+
+
+def pooled(value: Tensor) -> Tensor:
+    """Returns a vector a sample: of maps `(n, c, h, w)` the mean over the positions, of tokens `(n, t, d)` over those.
+
+    >>> pooled(torch.ones(2, 3, 4, 4)).shape, pooled(torch.ones(2, 7, 5)).shape, pooled(torch.ones(2, 5)).shape
+    (torch.Size([2, 3]), torch.Size([2, 5]), torch.Size([2, 5]))
+    """
     if value.ndim == 3:
-        value = value.mean(1, dtype=torch.float32)
-    elif value.ndim > 3:
-        value = value.flatten(2).mean(2, dtype=torch.float32)
-    return value.to("cpu", torch.float32, copy=True)  # of its own: a layer after it may work in place
+        return value.mean(1, dtype=torch.float32)
+    return value.flatten(2).mean(2, dtype=torch.float32) if value.ndim > 3 else value
 
 
 def _first_tensor(output: Any) -> Tensor | None:

@@ -206,6 +206,17 @@ def stages(model: nn.Module) -> list[tuple[str, ...]]:
     return _Parts(bare(model)).stages()
 
 
+def stage_names(model: nn.Module) -> list[str]:
+    """Returns for each of a model's `stages` the name of its first module, by which it is called.
+
+    >>> from trainwell.models import create
+    >>> stage_names(create("resnet8", num_classes=10, in_chans=3))
+    ['conv1', 'layer1', 'layer2', 'layer3', 'fc']
+    """
+    modules = dict(bare(model).named_modules(remove_duplicate=False))
+    return [next(name for name in names if name in modules) for names in stages(model)]
+
+
 class _Parts:
     """The parts of a model, by their names; a shared parameter is of the first that has it."""
 

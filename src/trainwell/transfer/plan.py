@@ -1,0 +1,83 @@
+"""The plan: from how much data there are, and how like those of the pretrained network, to what is trained.
+
+Four cases, as lectures on the subject have them (such as Stanford's CS231n, *Transfer learning*): little or much, like
+or unlike. What is said here goes first; where there is time, it is tried beside the next best.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainwell.transfer.probes import Probe, best, compare
+
+LITTLE = 100  # images a class; below, a linear classifier goes first
+_MIXUP_FROM, _MIXUP = 20_000, 0.1  # images, and its alpha: A. Kolesnikov et al., *Big Transfer* (2020), section 3.3
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train a pretrained model.
+
+    Attributes:
+        name: what people call it.
+        changes: fields of a recipe.
+        stage: whose features a linear classifier takes; `None` where more is trained.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+    stage: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be tried, and why.
+
+    Attributes:
+        candidates: the likeliest first.
+        reasons: a line each.
+    """
+
+    candidates: tuple[Candidate, ...]
+    reasons: tuple[str, ...]
+
+
+def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Plan:
+    """Returns what to try with a pretrained model on some data.
+
+    Args:
+        probes: of each stage, the last one of what comes to the head.
+        samples: how many images there are to train on.
+        num_classes: of how many classes.
+
+    Raises:
+        InputError: there are no probes.
+    """
+    top, last, a_class = best(probes), probes[-1], samples / num_classes
+    gain, low, high = compare(top, last)
+    unlike, little = low > 0, a_class < LITTLE
+    stage = top.stage if unlike or little else last.stage
+    head = Candidate("linear" if stage == last.stage else f"linear on {stage}", {"transfer": "linear"}, stage)
+    more = {"mixup": _MIXUP} if samples >= _MIXUP_FROM else {}
+    gently = Candidate("lp_ft", {"transfer": "lp_ft", **more})
+    freely = Candidate("all", {"transfer": "all", "backbone_lr": 1.0, **more})
+    reasons = [f"{samples:,} images, {a_class:,.0f} a class: {'little' if little else 'much'} (below or from {LITTLE})"]
+    if unlike:
+        reasons.append(
+            f"a linear classifier on {top.stage} is right on {top.accuracy:.1%}, on the last stage on "
+            f"{last.accuracy:.1%} ({100 * gain:+.1f} points, 95 % interval {100 * low:.1f} to {100 * high:.1f}): "
+            "these data are unlike those of the pretrained network"
+        )
+    else:
+        reasons.append(
+            f"a linear classifier on the last stage, {last.stage}, is right on {last.accuracy:.1%}, and no earlier one "
+            "is certainly better: these data are like those of the pretrained network"
+        )
+    if little:
+        reasons.append("so little may be learnt: a linear classifier on what the network gives, or little more")
+        return Plan((head, gently), tuple(reasons))
+    if unlike:
+        reasons.append("so all of it is trained, at the full rate, or more gently")
+        return Plan((freely, gently, head), tuple(reasons))
+    reasons.append("so all of it is trained, gently, from the best linear classifier; or that alone")
+    return Plan((gently, head), tuple(reasons))
