@@ -6,7 +6,7 @@ The one in the package is of all ten classes of CIFAR-10's training images, at t
 
     python bench/pretrain.py cifar10/train src/trainwell/transfer/embedded.safetensors
 
-Its figures are written beside it, as `….json`. A twentieth of the images is for validation and another for the test; the
+Its figures are written beside it, as `….json`. A twentieth of the images is for validation, another for the test; the
 file holds prints of those that were trained on, by which `fit` tells that it is asked about the same images again.
 """
 

@@ -5,6 +5,8 @@ import os
 # Set before torch is imported, and inherited by the processes that tests start: two busy threads on a small
 # machine that also does something else can be a hundred times slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Tests ask nobody for weights, whatever the machine could reach.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

@@ -4,6 +4,7 @@ import ast
 import csv
 import dataclasses
 import importlib
+import inspect
 import itertools
 import json
 import re
@@ -20,7 +21,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import trainwell as tw
-from trainwell import api, augment, cli, ensemble, regularize
+from trainwell import api, augment, cli, ensemble, regularize, transfer
 from trainwell.optim.kernels import cpu
 from trainwell.train.recipe import AVERAGES, SCHEDULES
 
@@ -32,8 +33,8 @@ SECTIONS = [
 
 
 sys.path.insert(0, str(HERE))
-tables, compared, benches, defaults, ensembles_table = map(
-    importlib.import_module, ("tables", "compared", "benches", "defaults", "ensembles_table")
+tables, compared, benches, defaults, ensembles_table, transfer_table = map(
+    importlib.import_module, ("tables", "compared", "benches", "defaults", "ensembles_table", "transfer_table")
 )
 
 
@@ -62,9 +63,38 @@ def test_every_regulariser_has_a_card():
     shown = {function.__name__ for functions in defaults.OTHERS.values() for function in functions}
     assert len(kinds) == 8
     assert not {*kinds, "mixup", "cutmix", "SAM", "marginalize"} - {"Noise"} - shown
+    fields = {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam"}
+    assert not fields - {name for names in defaults.FIELDS.values() for name in names}
+
+
+AVERAGING = {"average", "ema_decay", "average_epochs", "snapshots"}
+TRANSFER = {"pretrained", "transfer", "transfer_minutes", "backbone_lr", "layer_decay", "l2_sp"}
+
+
+def test_the_cards_show_the_fields_of_a_recipe_that_are_theirs():
     fields = {name for names in defaults.FIELDS.values() for name in names}
-    averages = {"average", "ema_decay", "average_epochs", "snapshots"}
-    assert {*tw.models.NOISE, "label_smoothing", "mixup", "cutmix", "l1", "l2", "sam", "augment", *averages} == fields
+    others = {"label_smoothing", "mixup", "cutmix", "l1", "l2", "sam", "augment"}
+    assert fields == {*tw.models.NOISE, *others, *AVERAGING, *TRANSFER}
+
+
+def test_every_way_of_transfer_and_every_function_for_it_is_on_a_card():
+    cards = [*transfer_table.RECIPES]
+    shown = " ".join(_sections(card)["In `fit`"] for card in cards)
+    [told] = re.findall(r"transfer must be (.*);", _refusal(transfer="nonsense"))
+    ways = re.findall(r"\w+", told.replace("or none", ""))
+    assert {"auto", "linear", "stage", "top2", "all", "gradual", "lp_ft"} <= {*ways}
+    assert all(f"--transfer {way}" in shown for way in ways if way != "top1")
+    assert {name for card in cards for name in defaults.FIELDS[card]} == TRANSFER
+    listed = {function.__name__ for card in cards for function in defaults.OTHERS[card]}
+    public = {name: getattr(transfer, name) for name in transfer.__all__}
+    assert not {name for name, value in public.items() if inspect.isfunction(value)} - listed
+    assert {"L2SP"} <= listed
+
+
+def _refusal(**fields) -> str:
+    with pytest.raises(tw.InputError) as refused:
+        tw.Recipe(**fields)
+    return str(refused.value)
 
 
 def test_every_average_of_a_recipe_has_a_card():
@@ -170,6 +200,7 @@ def _drew(kind, **attributes):
 # What is to be seen after a card's own loop. `losses` are the options with which cross-entropy was called, `drawn` the
 # layers that drew noise.
 IN_USE = {
+    "lr_range": lambda made: 1e-4 < made["found"].suggestion < 10,
     "dropout": _drew(regularize.Dropout, p=0.5, maps=False),
     "dropconnect": _drew(regularize.DropConnect, p=0.3),
     "stochastic_depth": _drew(regularize.StochasticDepth, p=0.2),
@@ -194,7 +225,48 @@ IN_USE = {
     ),
     "snapshots": lambda made: len(made["snapshots"]) == made["result"].draws == 3 and _differ(made["snapshots"]),
     "members": lambda made: len(made["members"]) == 3 and _differ(made["members"]) and made["p"].shape == (16, 10),
+    "pretrained": lambda made: made["model"] is made["backbone"].model and _is_loaded(made["backbone"], made["other"]),
+    "linear_head": lambda made: _is_best_of(made["model"], made["features"], made["targets"], made["l2"]),
+    "fine_tuning": lambda made: made["top"] == 2 and _steps_of_stages(made["model"], made["optimizer"]) == [10, 15],
+    "lp_ft": lambda made: (
+        not torch.equal(made["head"].weight, made["fitted"].weight)
+        and not torch.equal(transfer.head_inputs(made["model"], made["x"]), made["features"][-len(made["x"]) :])
+    ),
+    "l2_sp": lambda made: (
+        float(made["pull"].penalty().detach()) > 0
+        and [g["weight_decay"] for g in made["optimizer"].param_groups] == [0, 0.01]
+    ),
+    "probes": lambda made: made["best"] in made["probes"] and [one.stage for one in made["probes"]] == ["1"],
+    "plan": lambda made: [one.name for one in made["plan"].candidates] == ["linear", "lp_ft"],
 }
+NOTHING_LEARNED = ("lr_range", "probes", "plan")  # the model is as it was
+SOLVED = ("linear_head", "lp_ft")  # before any step, so that little is left for those
+
+
+def _is_loaded(backbone: transfer.Backbone, other: nn.Module) -> bool:
+    """Says whether all but the last layer is matched, and what is no figure of the weights came along."""
+    below = {name for name in other.state_dict() if not name.startswith("fc.")}
+    return {*backbone.match.matched} == below and (backbone.mean, backbone.std, backbone.img_size) == (
+        (0.3,),
+        (0.4,),
+        8,
+    )
+
+
+def _is_best_of(model: nn.Module, features: torch.Tensor, targets: torch.Tensor, l2: float) -> bool:
+    """Says whether the objective has no slope at a model's last layer."""
+    deviation = features.double().std(0, correction=0)
+    weight, bias = (parameter.detach().double().requires_grad_() for parameter in model[-1].parameters())
+    loss = torch.nn.functional.cross_entropy(features.double() @ weight.T + bias, targets)
+    slopes = torch.autograd.grad(loss + l2 / 2 * (weight * deviation).square().sum(), (weight, bias))
+    return max(float(slope.abs().max()) for slope in slopes) < 1e-5
+
+
+def _steps_of_stages(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
+    """Returns how many steps each stage was trained."""
+    counts = {name: float(optimizer.state[parameter]["step"]) for name, parameter in model.named_parameters()}
+    return [max(count for name, count in counts.items() if name.split(".")[0] in names)
+            for names in transfer.stages(model)]  # fmt: skip
 
 
 def _holds(model: nn.Module, average: ensemble.WeightAverage) -> bool:
@@ -242,7 +314,8 @@ def _is_pasted(made: dict) -> bool:
 
 @pytest.mark.usefixtures("no_compiling")
 @pytest.mark.parametrize("card", CARDS)
-def test_the_code_for_a_loop_of_your_own_runs_and_learns(card, monkeypatch):
+def test_the_code_for_a_loop_of_your_own_runs_and_learns(card, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where some write
     [block] = _blocks(_sections(card)["In your own loop"], "python")
     x, y = _few_digits()
     cross_entropy = torch.nn.functional.cross_entropy
@@ -271,12 +344,12 @@ def test_the_code_for_a_loop_of_your_own_runs_and_learns(card, monkeypatch):
         return before, _loss(made["model"], x[:80], y[:80]), made
 
     before, after, made = run()
-    if card == "lr_range":
-        assert 1e-4 < made["found"].suggestion < 10
-        assert after == before
-        return
     if card in IN_USE:
         assert IN_USE[card](made)
+    if card in NOTHING_LEARNED:
+        assert after == before
+        return
+    if card in IN_USE and card not in SOLVED:
         with monkeypatch.context() as patch:  # the model may be the card's own, or changed: the same code without steps
             for kind in (tw.optim.AdamW, tw.optim.SGD):  # not their base: torch puts the step into each class
                 patch.setattr(kind, "step", lambda *_: None)
@@ -303,6 +376,10 @@ class _Fit:
         assert source == "photos/"
         self.asked.append(options)
         small = {"model": "resnet8", "steps": 3, "folds": 1, "out": self.out / str(len(self.asked)), "quiet": True}
+        if "pretrained" in options:  # which says the model, and where a head is solved for there are no steps
+            del small["model"]
+            if options.get("transfer") in ("linear", "stage"):
+                del small["steps"]
         return self.real_fit(self.data, **small | options)
 
     def fit_members(self, source, **options):
@@ -326,6 +403,10 @@ class _Fit:
 @pytest.mark.parametrize("card", CARDS)
 def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch, capsys):
     short = _Fit(tmp_path)
+    if card in transfer_table.RECIPES:  # their pretrained network is a run
+        monkeypatch.chdir(tmp_path)
+        fields = {"model": "resnet8", "steps": 3, "folds": 1, "quiet": True}
+        before = api.fit(short.data, out=tmp_path / "runs" / "first", **fields)
     for name in ("fit", "fit_members", "lr_range", "load"):
         monkeypatch.setattr(tw, name, getattr(short, name), raising=False)
     [block] = _blocks(_sections(card)["In `fit`"], "python")
@@ -342,6 +423,26 @@ def test_the_code_for_fit_runs_with_the_technique(card, tmp_path, monkeypatch, c
     if card in ("snapshots", "members"):
         assert isinstance(made["ensemble"], tw.Ensemble)
         assert len(made["ensemble"].about["members"]) == {"snapshots": 3, "members": 5}[card]
+    if card in transfer_table.RECIPES:
+        assert made["run"].info["backbone"]["source"] == "runs/first"
+        assert _HAS_LEARNED[card](made["run"], before)
+
+
+def _moved(run: tw.Run, before: tw.Run) -> bool:
+    """Says whether a run has changed the first weights of the one that it began as."""
+    return not torch.equal(run.model.conv1.weight, before.model.conv1.weight)
+
+
+# What is to be seen after a card's `fit`, beside the run that it began as.
+_HAS_LEARNED = {
+    "pretrained": lambda run, before: run.recipe.model == "resnet8" and run.info["mean"] == before.info["mean"],
+    "linear_head": lambda run, before: run.recipe.steps == 0 and not _moved(run, before),
+    "fine_tuning": lambda run, before: (run.recipe.layer_decay, run.recipe.steps) == (0.8, 3) and _moved(run, before),
+    "lp_ft": lambda run, before: run.recipe.steps == 3 and _moved(run, before),
+    "l2_sp": lambda run, before: run.recipe.transfer == "all" and _moved(run, before),
+    "probes": lambda run, _: run.recipe.steps == 0 and len(run.info["choice"]["probes"]) == 4,
+    "plan": lambda run, _: run.info["choice"]["changes"]["transfer"] in ("linear", "lp_ft"),
+}
 
 
 @pytest.mark.parametrize("card", CARDS)
@@ -370,7 +471,9 @@ FIELDS = {
     "augmentation": ("augment", "strong"), "geometry": ("augment", "light(rotate=5, scale=(1.0, 1.5))"),
     "colour": ("augment", "standard(hue=10)"), "erasing": ("augment", "standard(erase=0.25)"),
     "test_time": ("augment", "standard"), "ema": ("average", "ema"), "swa": ("average", "swa"),
-    "snapshots": ("snapshots", 3), "members": ("members", 5),
+    "snapshots": ("snapshots", 3), "members": ("members", 5), "pretrained": ("pretrained", "runs/first"),
+    "linear_head": ("transfer", "linear"), "fine_tuning": ("layer_decay", 0.8), "lp_ft": ("transfer", "lp_ft"),
+    "l2_sp": ("l2_sp", 0.01), "probes": ("transfer", "stage"), "plan": ("transfer_minutes", 5.0),
 }  # fmt: skip
 
 
@@ -406,7 +509,7 @@ def test_no_card_is_stale():
     stale = [card for card in CARDS if tables.filled(card, _text(card)) != _text(card)]
     assert not stale, "run docs/cards/tables.py"
     listed = [card for evidence in compared.ALL for card in evidence.recipes]
-    assert sorted([*listed, *ensembles_table.ARMS, "lr_range"]) == CARDS
+    assert sorted([*listed, *ensembles_table.ARMS, *transfer_table.RECIPES, "lr_range"]) == CARDS
 
 
 def _write_rows(
@@ -637,6 +740,94 @@ def test_the_tables_of_ensembles_to_come_fit_the_cards(tmp_path, monkeypatch):
     rows = _ensembles(tmp_path / "rows.csv", 3)
     monkeypatch.setattr(ensembles_table, "read", lambda: rows)
     for card in ensembles_table.ARMS:
+        lines = tables.filled(card, _text(card)).splitlines()
+        assert len(lines) <= 120, card
+        assert max(map(len, lines)) <= 122, card
+
+
+def _transfers(path: Path, seeds: dict[int, int], recipes: tuple[str, ...], few: dict[str, int] | None = None) -> list:
+    """Writes rows as `bench/transfer.py` does, with figures that are drawn, and reads them."""
+    random = np.random.default_rng(0)
+    rows = [
+        {"recipe": name, "per_class": per_class, "seed": seed, "test_loss": 1.0, "seconds": 100 * place + seed,
+         "test_accuracy": random.normal(0.6 + 0.02 * place + 1e-4 * per_class, 0.01),
+         "transfer": ("lp_ft" if seed % 3 else "linear, by the plan") if name == "plan" else name}
+        for per_class, count in seeds.items() for place, name in enumerate(recipes)
+        for seed in range((few or {}).get(name, count))
+    ]  # fmt: skip
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return transfer_table.read(path)
+
+
+WAYS = ("scratch", "plan", "linear", "stage", "all", "l2_sp", "lp_ft")
+
+
+def test_ways_of_transfer_are_compared_with_scratch_at_each_size(tmp_path):
+    rows = _transfers(tmp_path / "rows.csv", {1000: 10, 10: 12}, WAYS)
+    values = {
+        (per_class, name): 100 * np.array([float(row["test_accuracy"]) for row in rows
+                                           if (row["recipe"], row["per_class"]) == (name, per_class)])
+        for per_class in ("10", "1000") for name in WAYS
+    }  # fmt: skip
+    for card, names in transfer_table.RECIPES.items():
+        text = transfer_table.measured(card, rows)
+        lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| " in line]
+        lines = [cells for cells in lines if len(cells) == 6][1:]
+        expected = [(size, name) for size in ("10", "1,000") for name in ("scratch", *names)]
+        assert [tuple(cells[:2]) for cells in lines] == expected
+        for size, name, count, accuracy, more, seconds in lines:
+            mine, scratch = (values[size.replace(",", ""), key] for key in (name, "scratch"))
+            assert int(count) == len(mine) == {"10": 12, "1,000": 10}[size]
+            test = stats.ttest_1samp(mine, 0).confidence_interval()
+            assert _numbers(accuracy) == pytest.approx([mine.mean(), test.low, test.high], abs=0.006)
+            assert float(seconds) == pytest.approx(100 * WAYS.index(name) + (len(mine) - 1) / 2, abs=0.51)
+            if name == "scratch":
+                assert more == "–"
+                continue
+            test = stats.ttest_rel(mine, scratch).confidence_interval()
+            assert _numbers(more) == pytest.approx([(mine - scratch).mean(), test.low, test.high], abs=0.006)
+            assert more.endswith("a tie") == (test.low <= 0 <= test.high)
+        assert "Fewer" not in text
+        assert "(../evidence/transfer.csv)" in text
+
+
+def test_the_plan_is_compared_with_the_way_that_was_best(tmp_path):
+    rows = _transfers(tmp_path / "rows.csv", {50: 10}, WAYS)
+    [line] = [line for line in transfer_table.measured("plan", rows).splitlines() if line.startswith("| 50 | lp_ft |")]
+    plan, best = (
+        100 * np.array([float(row["test_accuracy"]) for row in rows if row["recipe"] == name])
+        for name in ("plan", "lp_ft")
+    )
+    test = stats.ttest_rel(plan, best).confidence_interval()
+    assert _numbers(line.split("|")[3]) == pytest.approx([(plan - best).mean(), test.low, test.high], abs=0.006)
+    assert line.endswith("| lp_ft 6, linear 4 |")
+
+
+def test_transfer_without_scratch_is_not_measured_and_strange_rows_are_refused(tmp_path):
+    assert transfer_table.read(tmp_path / "none.csv") == []
+    rows = _transfers(tmp_path / "rows.csv", {10: 3}, ("scratch", "all"), few={"all": 2})
+    assert transfer_table.measured("lp_ft", rows).startswith("Not measured yet on the evidence task")
+    text = transfer_table.measured("pretrained", rows)
+    assert "Fewer than 10 seeds" in text
+    assert "| linear |" not in text
+    assert re.search(r"^\| 10 \| all \| 2 \|", text, re.MULTILINE)
+    rows = _transfers(tmp_path / "rows.csv", {10: 3}, ("linear", "all"))
+    assert transfer_table.measured("pretrained", rows).startswith("Not measured yet on the evidence task")
+    with pytest.raises(ValueError, match="'mystery' with 10 images a class in rows.csv is in no card"):
+        _transfers(tmp_path / "rows.csv", {10: 1}, ("scratch", "mystery"))
+    with pytest.raises(ValueError, match="'all' with 20 images a class in rows.csv is in no card"):
+        _transfers(tmp_path / "rows.csv", {20: 1}, ("all",))
+    with pytest.raises(ValueError, match="'all' with 10 images a class in rows.csv has seed 0 twice"):
+        _transfers(tmp_path / "rows.csv", {10: 1}, ("all", "all"))
+
+
+def test_the_tables_of_transfer_to_come_fit_the_cards(tmp_path, monkeypatch):
+    rows = _transfers(tmp_path / "rows.csv", dict.fromkeys(transfer_table.PER_CLASS, 3), WAYS)
+    monkeypatch.setattr(transfer_table, "read", lambda: rows)
+    for card in transfer_table.RECIPES:
         lines = tables.filled(card, _text(card)).splitlines()
         assert len(lines) <= 120, card
         assert max(map(len, lines)) <= 122, card

@@ -5,12 +5,12 @@ import pickle
 
 import pytest
 import torch
-from faults import in_child
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.hooks import RemovableHandle
 
+from faults import in_child
 from trainwell import optim
 from trainwell.ensemble import EMA, SWA, LatestK, refresh_batchnorm
 from trainwell.errors import InputError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from trainwell import augment, ensemble, lab, optim, regularize
+from trainwell import augment, ensemble, lab, optim, regularize, transfer
 from trainwell.members import fit_members
 from trainwell.optim import schedules
 from trainwell.train.optimizers import make_optimizer, make_schedule
@@ -59,6 +59,18 @@ OTHERS: dict[str, tuple[Callable[..., Any], ...]] = {
     "swa": (ensemble.SWA, ensemble.LatestK, ensemble.refresh_batchnorm),
     "snapshots": (schedules.restarts,),
     "members": (fit_members,),
+    "pretrained": (transfer.load_backbone, transfer.load_into, transfer.read_weights, transfer.save_backbone),
+    "linear_head": (
+        transfer.replace_head, transfer.head_inputs, transfer.extract_features, transfer.best_l2, transfer.fit_linear,
+    ),
+    "fine_tuning": (
+        transfer.stages, transfer.freeze_all_but, transfer.freeze, transfer.thaw, transfer.is_frozen,
+        transfer.find_head, transfer.reinitialize, optim.layer_decay_groups,
+    ),
+    "lp_ft": (transfer.best_l2, transfer.fit_linear),
+    "l2_sp": (transfer.L2SP,),
+    "probes": (transfer.stage_features, transfer.probe),
+    "plan": (transfer.make_plan,),
 }  # fmt: skip
 
 # The amounts of `Augment` that are theirs.
@@ -82,6 +94,13 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "ema": ("average", "ema_decay"),
     "swa": ("average", "average_epochs"),
     "snapshots": ("snapshots",),
+    "pretrained": ("pretrained",),
+    "linear_head": ("transfer",),
+    "fine_tuning": ("transfer", "backbone_lr", "layer_decay"),
+    "lp_ft": ("transfer", "backbone_lr"),
+    "l2_sp": ("l2_sp",),
+    "probes": ("transfer",),
+    "plan": ("transfer", "transfer_minutes"),
 }
 
 

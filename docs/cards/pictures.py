@@ -3,8 +3,9 @@
     python docs/cards/pictures.py [CARD …]
 
 A function is called by its card, and draws its picture: here for optimizers and schedules, in
-`regularizer_pictures.py` for what regularises, in `augment_pictures.py` for augmentation, and in `ensemble_pictures.py`
-for averages of weights and of members. On the same machine the files are the same to the byte.
+`regularizer_pictures.py` for what regularises, in `augment_pictures.py` for augmentation, in `ensemble_pictures.py`
+for averages of weights and of members, and in `transfer_pictures.py` for pretrained networks. On the same machine the
+files are the same to the byte.
 """
 
 import base64
@@ -26,6 +27,7 @@ from torch.nn.functional import cross_entropy
 import augment_pictures
 import ensemble_pictures
 import regularizer_pictures
+import transfer_pictures
 from drawing import (
     BLUE,
     GREEN,
@@ -521,7 +523,7 @@ PICTURES = {
         sgd, momentum, nesterov, adagrad, rmsprop, adam, adamw, adamax, nadam, radam, lion, muon, soap, groups,
         constant, step, exponential, inverse_time, cosine, linear, restarts, triangular, one_cycle, warmup, wsd,
         plateau, lr_range, schedule_grid, *regularizer_pictures.PICTURES, *augment_pictures.PICTURES,
-        *ensemble_pictures.PICTURES,
+        *ensemble_pictures.PICTURES, *transfer_pictures.PICTURES,
     )
 }  # fmt: skip
 

@@ -4,8 +4,8 @@
     python docs/cards/tables.py --check   # names the cards that are not up to date, and leaves with 1
 
 What is between two marks, `<!-- measured -->` and `<!-- /measured -->`, is written anew; the rest of a card is left.
-`compared.py` has what was measured of recipes, `ensembles_table.py` what of averages and members, `benches.py` what
-other scripts did, `defaults.py` the defaults.
+`compared.py` has what was measured of recipes, `ensembles_table.py` what of averages and members, `transfer_table.py`
+what of pretrained networks, `benches.py` what other scripts did, `defaults.py` the defaults.
 """
 
 import re
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import benches
 import ensembles_table
+import transfer_table
 from compared import evidence_of, measured, read
 from defaults import defaults
 
@@ -26,6 +27,8 @@ def told(card: str) -> str:
         return benches.range_test(benches.RANGE_TEST)
     if card in ensembles_table.ARMS:
         return ensembles_table.measured(card, ensembles_table.read())
+    if card in transfer_table.RECIPES:
+        return transfer_table.measured(card, transfer_table.read())
     recipes = measured(card, read(evidence_of(card)))
     return f"{recipes}\n\n{benches.coadaptation(benches.COADAPTATION)}" if card == "dropout" else recipes
 

@@ -23,6 +23,7 @@ from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
 from trainwell.train.ensemble_result import FILE
 from trainwell.train.ensemble_result import sentence as sentence_of_ensemble
+from trainwell.train.feature_map import write_feature_map
 from trainwell.train.folder import at_work_in, how_to_resume, refuse_used, start_run
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
@@ -308,6 +309,8 @@ def _train(
     work.doing = "testing"
     display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
     result = finish(folder, trainer, data, pooled(folder, data) if cross_validates(data) else None)
+    if trainer.backbone is not None:
+        write_feature_map(folder, trainer, data)
     run = Run(folder, trainer.model)
     work.doing = "writing the report"
     report = run.report()

@@ -64,8 +64,14 @@ class Members:
         """The members' recipes, with the threads and the share of the time that each has."""
         threads, share = self.plan.get("threads"), self.plan.get("share_of_minutes", 1.0)
         asked = [Recipe.from_dict(changes) for changes in self.plan["recipes"]]
+        chosen = self.plan.get("chosen", {})
         return [
-            dataclasses.replace(one, threads=one.threads or threads, minutes=one.minutes and one.minutes * share)
+            dataclasses.replace(
+                one,
+                threads=one.threads or threads,
+                minutes=one.minutes and one.minutes * share,
+                **{name: value for name, value in chosen.items() if getattr(one, name) == "auto"},
+            )
             for one in asked
         ]
 
@@ -86,8 +92,11 @@ class Members:
     def settle(self, data: Data, display: Display) -> None:
         """Tries all that was given, and decides the engine and its threads, which stay with the ensemble."""
         recipes = self.recipes
-        with _tried(data, recipes[0], self.custom(recipes[0]), display):
-            pass
+        with _tried(data, recipes[0], self.custom(recipes[0]), display) as trainer:
+            self.plan.setdefault("chosen", _chosen(trainer))
+            if trainer.total_steps == 0:
+                display.say("a head that is solved for is the same in each member: give steps or epochs, or lp_ft")
+        recipes = self.recipes
         for recipe in recipes[1:]:
             if dataclasses.replace(recipe, seed=recipes[0].seed) != recipes[0]:
                 with _tried(data, recipe, self.custom(recipe)):
@@ -219,6 +228,14 @@ def _tried(
 ) -> contextlib.AbstractContextManager[Trainer]:
     """Prepares a member's trainer as `prepared` does, without measuring what fits some minutes."""
     return prepared(data, dataclasses.replace(recipe, minutes=None), custom, display)
+
+
+def _chosen(trainer: Trainer) -> dict[str, str]:
+    """Returns what a member's recipe had left open of the pretrained model, so that all members take the same."""
+    chosen = {"pretrained": trainer.recipe.pretrained}
+    if trainer.choice is not None:
+        chosen["transfer"] = "stage" if trainer.choice.cut else trainer.recipe.transfer
+    return chosen
 
 
 def _in_words(engine: str, jobs: int, backend: str | None) -> str:

@@ -387,6 +387,167 @@ def test_an_evaluation_that_does_not_fit_the_classes_is_refused(tmp_path, output
         write_report(run)
 
 
+# --- Of a run that began as a pretrained model. ---
+
+REASONS = ["90 images, 30 a class: little (below or from 100)", "chosen: linear on layer1"]
+
+
+def pretrained(run, classes=("cat", "dog", "owl"), images=30, before=True, **backbone):
+    """Makes the run one that began as a pretrained model, which it cut after `layer1`."""
+    generator = np.random.default_rng(1)
+    names = ["fc.weight", "fc.bias"]
+    match = {"matched": [f"layer{i}.weight" for i in range(8)], "reinitialised": names, "left_over": [], "head": "fc"}
+    match |= {"wrong_shape": [["fc.weight", [1000, 64], [3, 64]]], "channels": None}
+    about = {"source": "hub:them/resnet8@1f", "architecture": "resnet8", "licence": "apache-2.0", "match": match}
+    about |= {"cut": {"before": "layer2", "dimensions": 16}}
+    stages = {"conv1": 0.5, "layer1": 0.8, "layer2": 0.7, "layer3": 0.6}
+    probes = [{"stage": stage, "accuracy": right, "interval": [right - 0.1, right + 0.06], "samples": 90}
+              for stage, right in stages.items()]  # fmt: skip
+    tried = [{"name": "linear on layer1", "accuracy": 0.8, "samples": 90, "seconds": 0.1, "difference": 0, "error": 0},
+             {"name": "lp_ft", "accuracy": 0.75, "samples": 90, "seconds": 31.4, "difference": -0.05,
+              "error": 0.031}]  # fmt: skip
+    choice = {"asked": {}, "changes": {}, "cut": about["cut"], "probes": probes, "tried": tried, "reasons": REASONS}
+    _change(run / "run.json", backbone=about | backbone, choice=choice)
+    told = {"trained": "frozen: conv1, layer1", "part": "test", "names": [f"test/{i}.png" for i in range(images)]}
+    (run / "transfer.json").write_text(json.dumps(told))
+    targets = np.arange(images) % len(classes)
+    tensors = {str(i): generator.integers(0, 256, (8, 6, 1 + 2 * (i % 2)), np.uint8) for i in range(images)}
+    tensors |= {"targets": targets, "predicted": np.where(np.arange(images) < 4, (targets + 1) % 3, targets)}
+    for name in ("before", "after") if before else ("after",):
+        tensors[name] = generator.uniform(-1, 1, (images, 2)).astype(np.float32)
+    save_file(tensors, run / "feature_map.safetensors")
+    return run
+
+
+def _change_map(run, **tensors):
+    from safetensors.numpy import load_file
+
+    save_file(load_file(run / "feature_map.safetensors") | tensors, run / "feature_map.safetensors")
+
+
+def test_a_run_says_what_it_began_as(tmp_path):
+    page = page_of(pretrained(make_run(tmp_path / "run")))
+    words = words_of(page)
+    assert (
+        "What it began as hub:them/resnet8@1f (resnet8, licence apache-2.0): 8 of 10 tensors matched; fc.weight, "
+        "fc.bias are new (1000 classes there, 3 here). It was cut after layer1, whose 16 features the new head takes. "
+        "Frozen: conv1, layer1."
+    ) in words
+    assert " ".join(REASONS) in words
+    assert "linear on layer1 80.0 % 90 – – 0.1 lp_ft 75.0 % 90 -5.0 3.1 31.4" in words
+    assert "What it began as" not in words_of(page_of(make_run(tmp_path / "scratch")))
+
+
+def test_a_run_that_is_going_says_what_it_began_as(tmp_path):
+    run = pretrained(make_run(tmp_path / "run", ended=False), licence=None, cut=None)
+    (run / "transfer.json").unlink()
+    page = page_of(run)
+    assert "hub:them/resnet8@1f (resnet8): 8 of 10 tensors matched" in words_of(page)
+    assert [name for name in charts_of(page) if name not in ("curve-0", "curve-1", "rate")] == ["probes"]
+
+
+@pytest.mark.parametrize(("cut", "chosen"), [({"before": "layer2", "dimensions": 16}, 1), (None, 3)])
+def test_the_probes_carry_intervals_and_the_chosen_stage_is_marked(tmp_path, cut, chosen):
+    chart = charts_of(page_of(pretrained(make_run(tmp_path / "run"), cut=cut)))["probes"]
+    [points] = chart.data
+    assert list(points.y) == [0.5, 0.8, 0.7, 0.6]
+    assert list(points.error_y.array) == pytest.approx([0.06] * 4)
+    assert list(points.error_y.arrayminus) == pytest.approx([0.1] * 4)
+    assert [shape.y0 for shape in chart.layout.shapes] == [1 / 3]  # chance
+    assert [i for i, symbol in enumerate(points.marker.symbol) if symbol == "diamond"] == [chosen]
+
+
+def _points(chart):
+    """Of each image on a map, by its number: name of the trace, x, y, colour, symbol and text."""
+    found = {}
+    for trace in chart.data:
+        each = zip(trace.customdata, trace.x, trace.y, trace.marker.color, trace.hovertext, strict=True)
+        found |= {i: (trace.name, x, y, colour, trace.marker.symbol, text) for i, x, y, colour, text in each}
+    return [found[i] for i in range(len(found))]
+
+
+def test_the_maps_show_each_image_where_it_is(tmp_path):
+    from safetensors.numpy import load_file
+
+    run = pretrained(make_run(tmp_path / "run"))
+    page, tensors = page_of(run), load_file(run / "feature_map.safetensors")
+    for name in ("before", "after"):
+        points = _points(charts_of(page)[f"map-{name}"])
+        np.testing.assert_allclose([point[1:3] for point in points], tensors[name], atol=1e-4)
+        assert len({point[3] for point in points}) == 3  # a colour a class
+        assert len({(point[3], label) for point, label in zip(points, tensors["targets"], strict=True)}) == 3
+        assert [point[4] for point in points] == ["x"] * 4 + ["circle"] * 26
+        assert points[0][0] == "named wrong"
+        assert points[0][5] == "cat, taken for dog<br>test/0.png"
+        assert points[5][5] == "owl, named right<br>test/5.png"
+    inert = re.search('<template id="pictures">(.*?)</template>', page)[1]
+    for number, data in enumerate(re.findall('<img src="data:image/png;base64,([^"]+)"', inert)):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        np.testing.assert_array_equal(pixels.reshape(tensors[str(number)].shape), tensors[str(number)])
+    assert number == 29
+
+
+def test_where_nothing_below_the_head_was_trained_there_is_one_map(tmp_path):
+    page = page_of(pretrained(make_run(tmp_path / "run"), before=False))
+    assert [name for name in charts_of(page) if name.startswith("map-")] == ["map-after"]
+    assert "its features are what they were" in words_of(page)
+
+
+def test_of_many_classes_ten_have_a_colour(tmp_path):
+    classes = [f"class {i}" for i in range(13)]
+    run = pretrained(make_run(tmp_path / "run", classes=classes), classes, images=40)
+    _change_map(run, predicted=np.arange(40) % 13)
+    traces = {trace.name: trace for trace in charts_of(page_of(run))["map-after"].data}
+    assert list(traces) == [*classes[:10], "other classes"]
+    assert len({colour for trace in traces.values() for colour in trace.marker.color}) == 11
+    assert len(traces["other classes"].x) == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("run.json", {"backbone": []}), ("run.json", {"backbone": {"source": 3}}), ("run.json", {"choice": [1]}),
+        ("run.json", {"choice": {"probes": [{"stage": "a", "accuracy": "1", "interval": [0, 1], "samples": 9}]}}),
+        ("run.json", {"choice": {"probes": [{"stage": "a", "accuracy": 1, "interval": [0, float("nan")],
+                                             "samples": 9}]}}),
+        ("run.json", {"choice": {"tried": [{"name": "all"}]}}),
+        ("run.json", {"choice": {"tried": [{"name": "all", "accuracy": 1, "samples": 9, "seconds": 1,
+                                            "difference": 0.1}]}}),
+        ("run.json", {"choice": {"reasons": [1]}}),
+        ("run.json", {"choice": {"reasons": ["so"] * 1_000}}),
+        ("transfer.json", {"trained": None}), ("transfer.json", {"names": "abc"}), ("transfer.json", {"names": [1]}),
+        ("transfer.json", {"names": ["a"] * 29}), ("transfer.json", {"names": []}),
+        ("transfer.json", {"names": ["a"] * 1_001}), ("transfer.json", {"part": 1}),
+    ],
+)  # fmt: skip
+def test_a_damaged_beginning_is_named(tmp_path, name, content):
+    run = pretrained(make_run(tmp_path / "run"))
+    _change(run / name, **content)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(run / name))}[^\n]*damaged[^\n]*$"):
+        write_report(run)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"after": np.zeros((29, 2), np.float32)}, {"before": np.full((30, 2), np.nan, np.float32)},
+        {"before": np.full((30, 2), 1e300)},
+        {"after": np.zeros((30, 3), np.float32)}, {"after": np.zeros((30, 2), np.uint8)},
+        {"targets": np.full(30, 3)}, {"targets": np.full(30, -1)}, {"predicted": np.zeros(30, np.float32)},
+        {"predicted": np.zeros((30, 1), np.int64)}, {"7": np.zeros((8, 8, 3), np.float32)},
+        {"7": np.zeros((8, 101, 3), np.uint8)}, {"7": np.zeros((8, 0, 3), np.uint8)},
+    ],
+)  # fmt: skip
+def test_a_map_that_does_not_fit_is_refused(tmp_path, tensors):
+    run = pretrained(make_run(tmp_path / "run"))
+    _change_map(run, **tensors)
+    with pytest.raises(InputError, match=r"^[^\n]*transfer\.json: damaged[^\n]*$"):
+        write_report(run)
+    (run / "feature_map.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(InputError, match=r"feature_map\.safetensors: damaged"):
+        write_report(run)
+
+
 def hostile_run(path):
     run = make_run(path, classes=HOSTILE)
     facts = json.loads((run / "run.json").read_text())
@@ -395,6 +556,11 @@ def hostile_run(path):
     mistakes = json.loads((run / "mistakes.json").read_text())
     mistakes[0]["name"] = '"><script>console.error(3)</script>\udc80'
     (run / "mistakes.json").write_text(json.dumps(mistakes))
+    pretrained(run, HOSTILE, source=HOSTILE[0], architecture=HOSTILE[1], licence=HOSTILE[2])
+    choice = json.loads((run / "run.json").read_text())["choice"] | {"reasons": list(HOSTILE)}
+    choice["tried"][0]["name"] = choice["probes"][0]["stage"] = HOSTILE[0]
+    _change(run / "run.json", choice=choice)
+    _change(run / "transfer.json", trained=HOSTILE[1], part=HOSTILE[2], names=[*HOSTILE * 9, "\udc80", "b" * 99, ""])
     return run
 
 
@@ -404,9 +570,10 @@ def test_names_cannot_become_code(tmp_path):
     assert "<img src=x" not in page
     assert "&lt;/script&gt;&lt;script&gt;console.error(1)&lt;/script&gt;" in page
     # plotly reads a little HTML in its texts; there the names come escaped a second time
-    texts = json.dumps([trace.to_plotly_json() for trace in charts_of(page)["confusion"].data], default=list)
-    assert "<script" not in texts
-    assert "<b>" not in texts
+    for name in ("confusion", "probes", "map-before", "map-after"):
+        texts = json.dumps([trace.to_plotly_json() for trace in charts_of(page)[name].data], default=list)
+        assert "<script" not in texts
+        assert "<b>" not in texts
 
 
 def test_nothing_is_asked_of_a_network(tmp_path):
@@ -460,3 +627,28 @@ def test_the_page_itself_forbids_requests_and_foreign_code(tmp_path):
     assert requests == []
     assert "<title>taken over" not in dom
     assert len(console) == 2  # the refusals
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["before", "after"])
+def test_pointing_at_an_image_on_a_map_shows_it(tmp_path, name):
+    run = pretrained(make_run(tmp_path / "run"))
+    path = write_report(run)
+    [policy] = re.findall('<meta http-equiv="Content-Security-Policy"[^>]*>', path.read_text("utf-8"))
+    hover = """<script>
+        const box = document.getElementById("chart-map-NAME");
+        box.scrollIntoView({ block: "center" });
+        const place = box.querySelector(".scatter:nth-child(2) .point:nth-child(3)").getBoundingClientRect();
+        const where = { clientX: place.x + place.width / 2, clientY: place.y + place.height / 2, bubbles: true };
+        box.querySelector(".nsewdrag").dispatchEvent(new MouseEvent("mousemove", where));
+    </script></body>""".replace("NAME", name)
+    page = path.read_text("utf-8").replace(policy, "").replace("</body>", hover)
+    path.write_text(page, "utf-8")
+    dom, console, requests = browse(path, tmp_path)
+    assert console == []
+    assert requests == []
+    shown = charts_of(without_plotly(path))[f"map-{name}"].data[1].customdata[2]
+    pictures = re.findall("<img[^>]*>", re.search('<template id="pictures">(.*?)</template>', page)[1])
+    assert re.search(r'<div id="pointed"( style="[^"]*px[^"]*")>(<img[^>]*>)</div>', dom)[2] == pictures[shown]
+    assert f"<br>test/{shown}.png" in "".join(charts_of(without_plotly(path))[f"map-{name}"].data[1].hovertext)
+    assert f"test/{shown}.png</tspan>" in dom

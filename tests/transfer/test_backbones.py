@@ -170,7 +170,7 @@ def test_files_whose_network_is_another_are_refused_in_one_line(tmp_path):
 @pytest.mark.parametrize("source", ["w", "timm/resnet18.a1_in1k", "", "nothing.safetensors"])
 def test_what_is_not_there_is_said_together_with_what_could_be(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="pretrained weights are in a run's folder, .* hub:NAME"):
+    with pytest.raises(InputError, match="pretrained weights are in embedded, a run's folder, .* hub:NAME"):
         load_backbone(source, num_classes=2)
 
 
@@ -400,6 +400,7 @@ def hub(tmp_path, monkeypatch):
     there = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "HfApi", functools.partial(huggingface_hub.HfApi, endpoint=there, token=False))
     yield server
     server.shutdown()

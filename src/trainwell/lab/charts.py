@@ -38,7 +38,8 @@ class Chart:
     labels: Mapping[str, Sequence[str]] = field(default_factory=dict)  # axis to names at 0, 1, …; thinned out to fit
 
 
-def _css(name: str) -> dict[str, str]:
+def css(name: str) -> dict[str, str]:
+    """Returns what stands for the theme's colour of a name, such as "accent"."""
     return {"css": f"--{name}"}
 
 
@@ -47,15 +48,15 @@ def _title(text: str) -> Axis:
 
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', sans-serif"
-_AXIS = {"gridcolor": _css("line"), "linecolor": _css("line"), "zeroline": False, "automargin": True,
+_AXIS = {"gridcolor": css("line"), "linecolor": css("line"), "zeroline": False, "automargin": True,
          "title": {"standoff": 8}, "ticks": "", "ticklabelstandoff": 4, "tickformat": "~g", "nticks": 8}  # fmt: skip
 TEMPLATE = {
     "layout": {
-        "font": {"family": _FONT, "size": 12, "color": _css("soft")},
+        "font": {"family": _FONT, "size": 12, "color": css("soft")},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "hoverlabel": {"bgcolor": _css("card"), "bordercolor": _css("line"), "font": {"color": _css("ink")}},
+        "hoverlabel": {"bgcolor": css("card"), "bordercolor": css("line"), "font": {"color": css("ink")}},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
         "xaxis": _AXIS,
         "yaxis": _AXIS,
@@ -83,8 +84,9 @@ def interval(ends: Sequence[float], fractions: bool) -> str:
     return f"95\u00a0% interval {f'{100 * low:.1f} to {percent(high)}' if fractions else f'{low:.4g} to {high:.4g}'}"
 
 
-def _dotted(colour: str, **ends: Any) -> dict[str, Any]:
-    return {"type": "line", "layer": "below", "line": {"color": _css(colour), "width": 1, "dash": "dot"}, **ends}
+def dotted(colour: str, **ends: Any) -> dict[str, Any]:
+    """Returns a dotted line below the points, in a colour of the theme; `ends` are plotly's `x0`, `x1`, `y0`, …."""
+    return {"type": "line", "layer": "below", "line": {"color": css(colour), "width": 1, "dash": "dot"}, **ends}
 
 
 # --- Over the epochs. ---
@@ -112,7 +114,7 @@ def learning(history: Sequence[Mapping[str, Any]], kept: int | None, word: str) 
         if not curves:
             continue
         if len(curves) == 2:
-            curves[1] |= {"fill": "tonexty", "fillcolor": _css("gap")}
+            curves[1] |= {"fill": "tonexty", "fillcolor": css("gap")}
         for average in AVERAGES:
             curves += _curve(history, f"{average}_val_{quantity}", f"average ({average})")
         layout = {
@@ -144,7 +146,7 @@ def _curve(history: Sequence[Mapping[str, Any]], column: str, name: str) -> list
     curve = {
         "type": "scatter", "name": name, "x": [row["epoch"] for row in history], "y": values,
         "mode": "lines+markers" if len(history) <= _MOST_MARKED else "lines",
-        "marker": {"color": _css(colour), "size": 5}, "line": {"width": width, "dash": dash},
+        "marker": {"color": css(colour), "size": 5}, "line": {"width": width, "dash": dash},
         "hovertemplate": "%{y:.1%}" if column.endswith("_accuracy") else "%{y:.4g}",
     }  # fmt: skip
     return [curve]
@@ -179,9 +181,9 @@ def _mark(curve: Mapping[str, Any], kept: int | None, word: str) -> dict[str, An
     text = {
         "text": word, "x": kept, "y": 0 if high else 1, "yref": "paper", "showarrow": False,
         "yanchor": "bottom" if high else "top", "xanchor": "right" if late else "left", "xshift": -4 if late else 4,
-        "font": {"color": _css("ink")},
+        "font": {"color": css("ink")},
     }  # fmt: skip
-    return {"shapes": [_dotted("ink", x0=kept, x1=kept, y0=0, y1=1, yref="paper")], "annotations": [text]}
+    return {"shapes": [dotted("ink", x0=kept, x1=kept, y0=0, y1=1, yref="paper")], "annotations": [text]}
 
 
 # --- On the test part. ---
@@ -219,8 +221,8 @@ def by_class(
     return [_confusion(names, table, totals, note), _accuracies(names, right, totals, ends, note)]
 
 
-def _escaped(name: str) -> str:
-    """Returns a class name as plotly's texts want it: short, and with no mark-up in it."""
+def escaped(name: str) -> str:
+    """Returns a name as plotly's texts want it: short, and with no mark-up in it."""
     return html.escape(name if len(name) <= 40 else f"{name[:39]}…", quote=False)
 
 
@@ -240,7 +242,7 @@ def _confusion(names: Sequence[str], table: Counts, totals: Counts, note: str) -
         (above, "accent-tint"),
         (1, "accent"),
     ]
-    labels = [_escaped(name) for name in names]
+    labels = [escaped(name) for name in names]
     texts = [
         [
             f"{true} → {answer}<br>{k:,} of {n:,} ({percent(k / max(n, 1))})"
@@ -250,14 +252,14 @@ def _confusion(names: Sequence[str], table: Counts, totals: Counts, note: str) -
     ]
     cells = {
         "type": "heatmap", "z": strength.round(4).tolist(), "zmin": -1, "zmax": 1, "showscale": False,
-        "colorscale": [[at, _css(colour)] for at, colour in scale], "hovertext": texts,
+        "colorscale": [[at, css(colour)] for at, colour in scale], "hovertext": texts,
         "hovertemplate": "%{hovertext}<extra></extra>", "xgap": gap, "ygap": gap,
     }  # fmt: skip
     rows, columns = np.nonzero(table)
     counts = {
         "type": "scatter", "mode": "text", "x": columns.tolist(), "y": rows.tolist(), "hoverinfo": "skip",
         "text": [f"{number:,}" for number in table[rows, columns]], "showlegend": False,
-        "textfont": {"color": [_css("card" if abs(s) > 0.5 else "ink") for s in strength[rows, columns]]},
+        "textfont": {"color": [css("card" if abs(s) > 0.5 else "ink") for s in strength[rows, columns]]},
     }  # fmt: skip
     plain = {"showgrid": False, "constrain": "domain"}
     layout = {
@@ -279,14 +281,14 @@ def _accuracies(
     tested = [(n, k, name, end) for n, k, name, end in every if n and end is not None]
     tested.sort(key=lambda row: (row[1] / row[0], row[2]))
     texts = [
-        f"{_escaped(name)}: {k:,} of {n:,} right ({percent(k / n)})<br>{interval(end, fractions=True)}"
+        f"{escaped(name)}: {k:,} of {n:,} right ({percent(k / n)})<br>{interval(end, fractions=True)}"
         for n, k, name, end in tested
     ]
     x, (low, high) = np.array([row[1] / row[0] for row in tested]), np.transpose([row[3] for row in tested])
     points = {
         "type": "scatter", "mode": "markers", "x": x.tolist(), "y": list(range(len(tested))),
         "error_x": {"array": (high - x).tolist(), "arrayminus": (x - low).tolist(), "thickness": 1.5, "width": 3},
-        "marker": {"color": _css("accent"), "size": 8}, "hovertext": texts,
+        "marker": {"color": css("accent"), "size": 8}, "hovertext": texts,
         "hovertemplate": "%{hovertext}<extra></extra>",
     }  # fmt: skip
     overall, margin = float(right.sum() / totals.sum()), 0.04 * float(1 - low.min())
@@ -294,7 +296,7 @@ def _accuracies(
         "hoverdistance": 60,
         "xaxis": {"tickformat": ".0%", "range": [low.min() - margin, 1 + margin]} | _title("right"),
         "yaxis": {"range": [len(tested) - 0.5, -0.5], "showgrid": len(tested) <= _MOST_MARKED},
-        "shapes": [_dotted("soft", x0=overall, x1=overall, y0=0, y1=1, yref="paper")],
+        "shapes": [dotted("soft", x0=overall, x1=overall, y0=0, y1=1, yref="paper")],
     }
     caption = f"Weakest first, with 95\u00a0% intervals; the dotted line is all classes together.{note}"
     if len(tested) < len(names):
@@ -322,10 +324,10 @@ def against_truth(outputs: npt.NDArray[Any], targets: npt.NDArray[Any]) -> list[
     low, high = float(points.min()), float(points.max())
     answers = {
         "type": "scatter", "mode": "markers", "x": x, "y": y,
-        "marker": {"color": _css("accent"), "size": 6, "opacity": 0.6},
+        "marker": {"color": css("accent"), "size": 6, "opacity": 0.6},
         "hovertemplate": "true %{x:.4g}<br>answer %{y:.4g}<extra></extra>",
     }  # fmt: skip
-    exact = _dotted("soft", x0=low, y0=low, x1=high, y1=high)
+    exact = dotted("soft", x0=low, y0=low, x1=high, y1=high)
     layout = {"xaxis": _title("true"), "yaxis": _title("answer"), "shapes": [exact]}
     caption = "On the dotted line the answer is exact; a bend away from it is a bias."
     return [Chart("scatter", "Answer against truth", caption, {"data": [answers], "layout": layout}, 420, wide=True)]
@@ -363,13 +365,13 @@ def _over_members(rows: Sequence[Mapping[str, Any]], column: str, kept: int, own
     means = {
         "type": "scatter", "name": "so many of the members", "x": [row["members"] for row in rows],
         "y": [row[column] for row in rows], "mode": "lines+markers" if len(rows) <= _MOST_MARKED else "lines",
-        "marker": {"color": _css("accent"), "size": 5}, "line": {"width": 2.5},
+        "marker": {"color": css("accent"), "size": 5}, "line": {"width": 2.5},
         "customdata": [f"{n:,} ensembles" if (n := row["ensembles"]) > 1 else "one ensemble" for row in rows],
         "hovertemplate": f"{figure}, the mean of %{{customdata}}<extra></extra>",
     }  # fmt: skip
     this = {
         "type": "scatter", "name": "this ensemble", "mode": "markers", "x": [kept], "y": [own["value"]],
-        "marker": {"color": _css("other"), "size": 10, "symbol": "diamond"},
+        "marker": {"color": css("other"), "size": 10, "symbol": "diamond"},
         "hovertemplate": f"{figure}<br>{interval(own['interval'], fractions)}<extra></extra>",
     }  # fmt: skip
     margin = max(0.3, 0.03 * len(rows))
@@ -404,7 +406,7 @@ def reliability(answers: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[An
         data.append({
             "type": "scatter", "name": name, "mode": "markers", "x": x.tolist(), "y": y.tolist(),
             "error_y": {"array": (high - y).tolist(), "arrayminus": (y - low).tolist(), "thickness": 1, "width": 0},
-            "marker": {"color": _css(colour), "symbol": symbol, "size": (5 + 15 * np.sqrt(n / len(targets))).tolist()},
+            "marker": {"color": css(colour), "symbol": symbol, "size": (5 + 15 * np.sqrt(n / len(targets))).tolist()},
             "hovertext": texts, "hovertemplate": "%{hovertext}<extra></extra>",
         })  # fmt: skip
     axis = {"tickformat": ".0%"}
@@ -412,7 +414,7 @@ def reliability(answers: Mapping[str, npt.NDArray[Any]], targets: npt.NDArray[An
         "xaxis": axis | {"range": [lowest[0] - 0.03, 1.03]} | _title("how sure"),
         "yaxis": axis | {"range": [lowest[1] - 0.03, 1.03]} | _title("how often right"),
         "legend": {"itemsizing": "constant"},
-        "shapes": [_dotted("soft", x0=0, y0=0, x1=1, y1=1)],
+        "shapes": [dotted("soft", x0=0, y0=0, x1=1, y1=1)],
     }
     caption = (
         f"Answers by how sure they are, in {bins} steps; the larger the point, the more of them. On the dotted line, "

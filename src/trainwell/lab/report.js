@@ -61,8 +61,28 @@
     }
   };
 
+  // Where a page has pictures, a point whose `customdata` is the number of one shows it above or below the pointer.
+  const showPictures = () => {
+    const pictures = document.getElementById("pictures")?.content.children;
+    const pointed = document.getElementById("pointed");
+    for (const chart of pictures ? charts : []) {
+      const box = document.getElementById("chart-" + chart.name);
+      box.on("plotly_unhover", () => (pointed.hidden = true));
+      box.on("plotly_hover", ({ event, points }) => {
+        const picture = pictures[points[0].customdata];
+        pointed.hidden = !picture;
+        if (!picture) return;
+        pointed.replaceChildren(picture.cloneNode());
+        const below = event.clientY < 170;
+        const side = Math.min(Math.max(event.clientX, 60), innerWidth - 60);
+        Object.assign(pointed.style, { left: `${side}px`, top: `${event.clientY + (below ? 40 : -150)}px` });
+      });
+    }
+  };
+
   let waiting;
   draw();
+  showPictures();
   dark.addEventListener("change", draw);
   addEventListener("resize", () => {
     clearTimeout(waiting);

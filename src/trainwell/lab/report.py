@@ -11,16 +11,20 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell.errors import InputError
-from trainwell.lab import charts
+from trainwell.lab import charts, transfer_charts
 from trainwell.lab.charts import interval, percent
 from trainwell.lab.page import write_page
 from trainwell.lab.reading import NUMBER, Table, check, finite, load, run_facts
+from trainwell.lab.transfer_charts import FeatureMap
 from trainwell.train import history
 from trainwell.train.display import duration
 from trainwell.train.recipe import AVERAGES, Recipe
+from trainwell.transfer.state import Match
 
 _LARGEST = 5_000  # pixels of a side of what shows augmentation
 _SHARP_BELOW = 100  # pixels; smaller pictures are enlarged with their pixels showing
+_MOST_STAGES = 500  # of a network, candidates or reasons; a page with more of them is none of ours
+_MOST_MAPPED, _LARGEST_MAPPED = 1_000, 100  # images on a map, and the pixels of a side of them
 
 
 def write_report(run: Path | str) -> Path:
@@ -38,12 +42,13 @@ def write_report(run: Path | str) -> Path:
     found = _read(Path(run))
     learning = charts.learning(found.history, found.kept_epoch, "kept" if found.result else "best so far")
     testing = _testing(found)
+    probed, maps = _probed(found), _maps(found)
     sentence, aside = _headline(found)
     return write_page(
         Path(run) / "report.html",
         "report.html.jinja",
         found.facts["source"],
-        learning + testing,
+        learning + testing + probed + maps,
         run=found,
         version=found.facts["trainwell"],
         sentence=sentence,
@@ -51,6 +56,8 @@ def write_report(run: Path | str) -> Path:
         key_facts=_key_facts(found),
         learning=learning,
         testing=testing,
+        probed=probed,
+        maps=maps,
         recipe=_recipe(found),
     )
 
@@ -67,6 +74,9 @@ class _Run:
     evaluation: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None  # outputs and targets of the test part
     mistakes: list[Table] | None
     augmentation: str | None  # a picture
+    beginning: Table | None  # of a pretrained model
+    trained: str  # which of its stages were
+    feature_map: FeatureMap | None
 
     @property
     def noun(self) -> str:
@@ -95,6 +105,7 @@ def _read(folder: Path) -> _Run:
         if not (folder / name).is_file():
             raise InputError(f"{folder}: not a run's directory, it has no {name}; give what `--out` named.")
     facts = load(folder / "run.json", run_facts) or {}
+    trained, feature_map = load(folder / "transfer.json", lambda path: _transfer(path, facts["classes"])) or ("", None)
     return _Run(
         facts,
         Recipe.load(folder / "recipe.toml"),
@@ -103,6 +114,9 @@ def _read(folder: Path) -> _Run:
         load(folder / "evaluation.safetensors", lambda path: _evaluation(path, facts)),
         load(folder / "mistakes.json", lambda path: _mistakes(path, facts["classes"])),
         load(folder / "augmentation.png", _sheet),
+        load(folder / "run.json", lambda path: _beginning(facts)),
+        trained,
+        feature_map,
     )
 
 
@@ -174,6 +188,75 @@ def _mistakes(path: Path, classes: list[str]) -> list[Table]:
     return mistakes
 
 
+def _beginning(facts: Table) -> Table | None:
+    """Returns what the run began as, if that was pretrained, and how it was chosen what of it is trained."""
+    about = facts.get("backbone")
+    if about is None:
+        return None
+    check(about, source=str, architecture=str, licence=str | None)
+    choice = facts.get("choice") or {}
+    reasons, tried, probes = (_few(choice.get(name, [])) for name in ("reasons", "tried", "probes"))
+    for row in tried:
+        check(row, name=str, samples=int)
+        beside = ("difference", "error") if "difference" in row else ()
+        if not all(finite(row[name]) for name in ("accuracy", "seconds", *beside)):
+            raise ValueError("a candidate's figure is not a finite number")
+    for row in probes:
+        check(row, stage=str, samples=int)
+        low, high = row["interval"]
+        if not all(finite(share) and 0 <= share <= 1 for share in (row["accuracy"], low, high)):
+            raise ValueError("a probe's accuracy is not between 0 and 1")
+    if not all(isinstance(reason, str) for reason in reasons) or (probes and not facts["classes"]):
+        raise ValueError("the choice of what is trained is of a wrong kind")
+    stages = [row["stage"] for row in probes]
+    head, features = stages[-1] if stages else None, None
+    if cut := about.get("cut"):
+        check(cut, before=str, dimensions=int)
+        head, features = stages[stages.index(cut["before"]) - 1], cut["dimensions"]
+    return {
+        "source": about["source"], "architecture": about["architecture"], "licence": about["licence"],
+        "match": Match(**about["match"]).sentence(), "head": head, "features": features,
+        "reasons": reasons, "tried": tried, "probes": probes,
+    }  # fmt: skip
+
+
+def _few(rows: Any) -> list[Any]:
+    if not isinstance(rows, list) or len(rows) > _MOST_STAGES:
+        raise ValueError(f"no list of at most {_MOST_STAGES}")
+    return rows
+
+
+def _transfer(path: Path, classes: list[str]) -> tuple[str, FeatureMap | None]:
+    """Returns what of a pretrained model was trained, and where its features put images, if it says so."""
+    about = json.loads(path.read_bytes())
+    check(about, trained=str)
+    tensors = load(path.with_name("feature_map.safetensors"), _tensors) if "part" in about else None
+    if tensors is None:
+        return about["trained"], None
+    check(about, part=str, names=list)
+    return about["trained"], _feature_map(tensors, about, len(classes))
+
+
+def _feature_map(tensors: dict[str, npt.NDArray[Any]], about: Table, classes: int) -> FeatureMap:
+    names, after, before = about["names"], tensors["after"], tensors.get("before")
+    if not 0 < len(names) <= _MOST_MAPPED or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"no names of at most {_MOST_MAPPED} images")
+    for points in (after, after if before is None else before):
+        if points.shape != (len(names), 2) or points.dtype.kind != "f" or not (np.abs(points) <= 1).all():
+            raise ValueError("a map is no point within -1 and 1 an image")
+    for labels in (tensors["targets"], tensors["predicted"]):
+        whole = labels.shape == (len(names),) and labels.dtype.kind in "iu"
+        if not whole or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"the map does not fit the {classes} classes of run.json")
+    pictures = [tensors[str(number)] for number in range(len(names))]
+    if any(max(picture.shape) > _LARGEST_MAPPED for picture in pictures):
+        raise ValueError(f"an image on the map has more than {_LARGEST_MAPPED} pixels a side")
+    return FeatureMap(
+        before, after, tensors["targets"].tolist(), tensors["predicted"].tolist(), names, about["part"],
+        [_png(picture) for picture in pictures],
+    )  # fmt: skip
+
+
 def _sheet(path: Path) -> str:
     """Reads a picture and writes it anew: nothing of a stranger's file gets into the page but its pixels."""
     from PIL import Image
@@ -207,6 +290,18 @@ def _testing(run: _Run) -> list[charts.Chart]:
     if run.evaluation is not None and run.facts["task"] == "regression":
         return charts.against_truth(*run.evaluation)
     return []
+
+
+def _probed(run: _Run) -> list[charts.Chart]:
+    if run.beginning is None or not run.beginning["probes"]:
+        return []
+    return [transfer_charts.probes(run.beginning["probes"], run.beginning["head"], len(run.facts["classes"]))]
+
+
+def _maps(run: _Run) -> list[charts.Chart]:
+    if run.beginning is None or run.feature_map is None:
+        return []
+    return transfer_charts.feature_maps(run.feature_map, run.facts["classes"])
 
 
 def _count(number: int, noun: str) -> str:

@@ -29,7 +29,7 @@ from trainwell.transfer.plan import Candidate, make_plan
 from trainwell.transfer.probes import Probe, best, probe
 
 _FEW = 1_000  # images; of more, as many are probed, and candidates are judged on the validation part
-_VERY_FEW = 250  # images, which are divided in 5, others in 3
+_FOLDS = 3  # of the training part; each costs a training
 _MOST_FITTED = 5_000  # images, to a candidate's linear classifier
 _LEAST = 0.1  # of a training's steps; a trial that has time for fewer would tell nothing
 
@@ -73,7 +73,7 @@ def closest(
         with look(one) as seen:
             features = _features(data, seen)
         found[f"{number} {one.source}"] = features.of(features.stages[-1], rows)
-    probes = probe(found, labels, num_classes=len(data.classes), folds=_folds(rows), groups=groups)
+    probes = probe(found, labels, num_classes=len(data.classes), folds=_FOLDS, groups=groups)
     for it in probes:
         low, high = it.interval
         name = it.stage.partition(" ")[2]
@@ -87,10 +87,6 @@ def _probed(data: Data, seed: int) -> tuple[Rows, torch.Tensor, Rows | None]:
     if len(rows) > _FEW:
         rows = rows[random.permutation(len(rows), seed, "probed")[:_FEW]]
     return rows, _targets(data, rows), None if data.groups is None else as_groups(data.groups[rows], len(rows))
-
-
-def _folds(rows: Rows) -> int:
-    return 5 if len(rows) <= _VERY_FEW else 3
 
 
 def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[str], object]) -> Choice:
@@ -110,10 +106,10 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
         return Choice(asked, {"transfer": "all"}, reasons=reasons)
     features = _features(data, seen)
     rows, labels, groups = _probed(data, recipe.seed)
-    count, folds = len(data.classes), _folds(rows)
+    count = len(data.classes)
     probes = probe(
         {stage: features.of(stage, rows) for stage in features.stages}, labels, num_classes=count,
-        folds=folds, groups=groups, seed=recipe.seed,
+        folds=_FOLDS, groups=groups, seed=recipe.seed,
     )  # fmt: skip
     plan = make_plan(probes, samples=len(data.train), num_classes=count)
     for reason in plan.reasons:
@@ -125,7 +121,7 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
     else:
         splits = [(data.train.indices, data.val.indices)]
         if len(data.train) <= _FEW:
-            divided = folds_of(labels.numpy(), folds, groups, recipe.seed)
+            divided = folds_of(labels.numpy(), _FOLDS, groups, recipe.seed)
             splits = [(rows[fitted], rows[judged]) for fitted, judged in divided]
         trials = _Trials(data, recipe, features, probes, splits, make, say)
         chosen, tried, told = trials.winner(plan.candidates)
@@ -205,9 +201,9 @@ class _Trials:
     def winner(self, candidates: tuple[Candidate, ...]) -> tuple[Candidate, list[dict[str, Any]], list[str]]:
         """Returns the candidate to take, what was found of each that was tried, and the reasons.
 
-        The first is taken unless another is better by more than one standard error of the difference: where the data
-        cannot tell them apart, the plan does (the one-standard-error rule: L. Breiman et al., *Classification and
-        regression trees*, 1984, section 3.4.3).
+        The first that there was time for is taken, unless another is better by more than one standard error of the
+        difference: where the data cannot tell them apart, the plan does (after the one-standard-error rule of
+        L. Breiman et al., *Classification and regression trees*, 1984).
         """
         minutes = self.recipe.transfer_minutes
         dear = sum(one.stage is None for one in candidates)
@@ -225,9 +221,7 @@ class _Trials:
             seconds = time.monotonic() - began
             tried.append({"name": one.name, "accuracy": float(found.mean()), "samples": len(found),
                           "seconds": round(seconds, 1)})  # fmt: skip
-        first = candidates[0]
-        if first.name not in right:
-            return first, tried, [*told, f"chosen: {first.name}, by the plan"]
+        first = next(one for one in candidates if one.name in right)  # the linear classifier costs next to nothing
         chosen, words = first, [f"{first.name} {right[first.name].mean():.1%}"]
         for one, row in zip([c for c in candidates if c.name in right], tried, strict=True):
             difference = right[one.name].astype(float) - right[first.name]
@@ -265,7 +259,8 @@ class _Trials:
         recipe = dataclasses.replace(
             self.recipe, **one.changes, restore_best=False, average="none", snapshots=0, patience=None,
         )  # fmt: skip
-        steps, right = 0, []
+        steps = 0
+        right: list[Right] = []
         for fitted, judged in self.splits:
             part = dataclasses.replace(
                 self.data, train=dataclasses.replace(self.data.train, indices=fitted),

@@ -29,7 +29,7 @@ _LOCK = ".lock"
 _BEFORE = ("checkpoints", pretrained.FILE, "recipe.toml", "split.safetensors", "augmentation.png")
 _AFTER = ("folds", "snapshots", "ensemble.json", "ensemble.html", "members", "history.jsonl", "result.json",
           "model.safetensors", "evaluation.safetensors", "mistakes.json", "mistakes.safetensors",
-          "report.html")  # fmt: skip
+          "feature_map.safetensors", "transfer.json", "report.html")  # fmt: skip
 
 
 @contextlib.contextmanager

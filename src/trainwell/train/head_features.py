@@ -105,28 +105,27 @@ def possible(model: nn.Module, recipe: Recipe, batches: Batches, hardware: Hardw
         return seen.ndim == 2 and torch.equal(model.get_submodule(find_head(model))(seen), model(x))
 
 
-_OF_STEPS = (
-    "epochs", "minutes", "optimizer", "lr", "momentum", "weight_decay", "l1", "l2", "sam", "schedule", "warmup",
-    "label_smoothing", "average", "snapshots", "class_weight", "sampling", "clip_grad", "patience",
-)  # fmt: skip
+# Fields that say of an objective that it is another than cross-entropy, or want steps; and how steps are taken.
+_OF_OBJECTIVE = ("l1", "l2", "sam", "label_smoothing", "average", "snapshots", "class_weight", "sampling")
+_OF_STEPS = ("epochs", "steps", "minutes", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup",
+             "clip_grad", "patience")  # fmt: skip
 
 
-def may_be_solved(recipe: Recipe, task: str, own_loss: bool) -> bool:
+def may_be_solved(recipe: Recipe, task: str, own_loss: bool, chosen: bool) -> bool:
     """Says whether a head on features that are computed once is solved for, in place of being trained in steps.
 
-    It is where its objective is plain cross-entropy, and nothing in the recipe says how to step.
+    It is where its objective is plain cross-entropy, and nothing says how to step.
 
     Args:
         recipe: before its choices were made.
         task: as in the data.
         own_loss: whether the user gave a loss.
+        chosen: whether what the recipe says of steps is for whatever might have been chosen.
     """
     if task != "classification" or own_loss or recipe.transfer != "linear":
         return False
-    plain = Recipe()
-    return recipe.steps == 0 or (
-        recipe.steps is None and all(getattr(recipe, name) == getattr(plain, name) for name in _OF_STEPS)
-    )
+    plain, told = Recipe(), _OF_OBJECTIVE if chosen or recipe.steps == 0 else (*_OF_OBJECTIVE, *_OF_STEPS)
+    return all(getattr(recipe, name) == getattr(plain, name) for name in told)
 
 
 def _is_random(layer: nn.Module) -> bool:

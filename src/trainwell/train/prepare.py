@@ -136,7 +136,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             rows = np.sort(np.concatenate([part.indices for part in parts]))
             features = head_features.HeadFeatures(model, val, rows, machine, data.inputs_digest, progress)
             train, val = (head_features.FeatureBatches(part, features) for part in (train, val))
-        if from_head and head_features.may_be_solved(asked, data.task, custom.loss is not None):
+        if from_head and head_features.may_be_solved(asked, data.task, custom.loss is not None, choice is not None):
             recipe = dataclasses.replace(recipe, steps=0, epochs=None, minutes=None)
         elif recipe.steps == 0:
             raise InputError(

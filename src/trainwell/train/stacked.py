@@ -98,7 +98,7 @@ def step_time(trainers: Sequence[Trainer], steps: int = 10) -> float:
 
 
 def _of_itself(recipe: Recipe) -> str:
-    if recipe.pretrained != "none" or recipe.transfer not in ("auto", "none"):
+    if recipe.pretrained not in ("none", "auto") or recipe.transfer not in ("auto", "none"):
         return "a pretrained model has frozen stages and rates of their own: such runs are trained one by one"
     if recipe.sam:
         return "sam looks at each model's gradient before a step: such runs are trained one by one"

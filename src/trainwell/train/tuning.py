@@ -7,6 +7,7 @@ from torch import nn
 
 from trainwell.freezing import freeze_parameter
 from trainwell.train.recipe import Recipe
+from trainwell.transfer.cut import Cut
 from trainwell.transfer.l2_sp import L2SP
 from trainwell.transfer.surgery import find_head, freeze_all_but, stages
 
@@ -88,6 +89,8 @@ class Tuning:
         count, way = len(self.stages), self.recipe.transfer
         frozen = [name for names in self.stages[: count - stages_trained(way, count, 0, self.total_steps)]
                   for name in names]  # fmt: skip
+        if isinstance(self.model, Cut):
+            frozen = [name.removeprefix("body.") for name in frozen if name != "body"] or ["all below the head"]
         told = f"frozen: {_listed(frozen)}" if frozen else "nothing is frozen"
         if way == "gradual":
             told += f", all thawed after {round(_THAWED_BY * self.total_steps):,} steps"

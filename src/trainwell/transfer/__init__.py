@@ -7,9 +7,11 @@ from trainwell._lazy import attributes
 if TYPE_CHECKING:
     from trainwell.freezing import freeze, is_frozen, thaw
     from trainwell.transfer.backbones import Backbone, load_backbone
-    from trainwell.transfer.features import extract_features
+    from trainwell.transfer.cut import Cut
+    from trainwell.transfer.features import extract_features, stage_features
     from trainwell.transfer.l2_sp import L2SP
     from trainwell.transfer.linear import best_l2, fit_linear
+    from trainwell.transfer.plan import Plan, make_plan
     from trainwell.transfer.probes import Probe, probe
     from trainwell.transfer.saved import save_backbone
     from trainwell.transfer.state import Match, load_into, read_weights
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 __all__ = [
     "L2SP",
     "Backbone",
+    "Cut",
     "Match",
+    "Plan",
     "Probe",
     "best_l2",
     "extract_features",
@@ -30,11 +34,13 @@ __all__ = [
     "is_frozen",
     "load_backbone",
     "load_into",
+    "make_plan",
     "probe",
     "read_weights",
     "reinitialize",
     "replace_head",
     "save_backbone",
+    "stage_features",
     "stages",
     "thaw",
 ]
@@ -44,7 +50,9 @@ __getattr__ = attributes(
     {
         **dict.fromkeys(["Backbone", "load_backbone"], "backbones"),
         "L2SP": "l2_sp",
-        "extract_features": "features",
+        "Cut": "cut",
+        **dict.fromkeys(["extract_features", "stage_features"], "features"),
+        **dict.fromkeys(["Plan", "make_plan"], "plan"),
         **dict.fromkeys(["freeze", "is_frozen", "thaw"], ".freezing"),
         **dict.fromkeys(["Probe", "probe"], "probes"),
         **dict.fromkeys(["best_l2", "fit_linear"], "linear"),

@@ -59,8 +59,8 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Pla
     stage = top.stage if unlike or little else last.stage
     head = Candidate("linear" if stage == last.stage else f"linear on {stage}", {"transfer": "linear"}, stage)
     more = {"mixup": _MIXUP} if samples >= _MIXUP_FROM else {}
-    gently = Candidate("lp_ft", {"transfer": "lp_ft", **more})
-    freely = Candidate("all", {"transfer": "all", "backbone_lr": 1.0, **more})
+    gently = Candidate("all", {"transfer": "all", **more})
+    freely = Candidate("all at the full rate", {"transfer": "all", "backbone_lr": 1.0, **more})
     reasons = [f"{samples:,} images, {a_class:,.0f} a class: {'little' if little else 'much'} (below or from {LITTLE})"]
     if unlike:
         reasons.append(
@@ -68,16 +68,13 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Pla
             f"{last.accuracy:.1%} ({100 * gain:+.1f} points, 95 % interval {100 * low:.1f} to {100 * high:.1f}): "
             "these data are unlike those of the pretrained network"
         )
+        words = "all of it trained at the full rate, or more gently, or a linear classifier on the best stage"
+        candidates: tuple[Candidate, ...] = (gently, freely, head) if little else (freely, gently, head)
     else:
         reasons.append(
             f"a linear classifier on the last stage, {last.stage}, is right on {last.accuracy:.1%}, and no earlier one "
             "is certainly better: these data are like those of the pretrained network"
         )
-    if little:
-        reasons.append("so little may be learnt: a linear classifier on what the network gives, or little more")
-        return Plan((head, gently), tuple(reasons))
-    if unlike:
-        reasons.append("so all of it is trained, at the full rate, or more gently")
-        return Plan((freely, gently, head), tuple(reasons))
-    reasons.append("so all of it is trained, gently, from the best linear classifier; or that alone")
-    return Plan((gently, head), tuple(reasons))
+        words = "all of it trained gently, from a new last layer, or that layer alone"
+        candidates = (gently, head)
+    return Plan(candidates, (*reasons, f"what may suit: {words}"))

@@ -44,7 +44,7 @@ def save_backbone(
         licence: of the weights.
         trained_on: on what, in a line that people read.
         dtype: of the weights that are no whole numbers; `torch.float16` halves the file.
-        extra: further tensors.
+        extra: further tensors, which are no weights.
 
     >>> import tempfile
     >>> from trainwell.models import create
@@ -59,7 +59,7 @@ def save_backbone(
     kept = {name: value.to(dtype) if value.is_floating_point() else value for name, value in body.items()}
     about = {
         "architecture": architecture, "config": dict(config or {}), "mean": mean, "std": std, "img_size": img_size,
-        "licence": licence, "trained_on": trained_on,
+        "licence": licence, "trained_on": trained_on, "extra": [*(extra or {})],
     }  # fmt: skip
     write_tensors(path, {**kept, **(extra or {})}, {_KEY: json.dumps(about)})
 
@@ -90,9 +90,11 @@ def about_file(path: Path) -> dict[str, Any]:
 
 def read_saved(path: Path, about: Mapping[str, Any]) -> Found:
     """Reads a file of `save_backbone`, of which `about` is what it says."""
-    size, licence = about.get("img_size"), about.get("licence")
+    size, licence, extra = about.get("img_size"), about.get("licence"), about.get("extra")
+    beside = set(map(str, extra)) if isinstance(extra, list) else set()
+    weights = {name: value for name, value in read_weights(path).items() if name not in beside}
     return Found(
-        str(path), str(about.get("architecture")), read_weights(path), config=table_in(about, "config", path),
+        str(path), str(about.get("architecture")), weights, config=table_in(about, "config", path),
         mean=figures_in(about, "mean", path), std=figures_in(about, "std", path),
         img_size=size if type(size) is int and 0 < size <= 4096 else None,
         licence=licence if isinstance(licence, str) else None,

@@ -1,0 +1,253 @@
+"""`fit` where it is left open what a pretrained model is, and what of it is trained."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+import trainwell as tw
+from trainwell.errors import InputError
+from trainwell.train import Trainer, choosing
+from trainwell.transfer.features import stage_features
+
+TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "quiet": True}
+
+
+def _digits(classes):
+    images, targets = load_digits(return_X_y=True)
+    rows = np.isin(targets, classes)
+    images = (images[rows] * 15.9375).round().astype("uint8").reshape(-1, 8, 8)
+    return images, np.searchsorted(classes, targets[rows])
+
+
+@pytest.fixture(scope="module")
+def data():
+    images, targets = _digits([6, 7, 8, 9])
+    return tw.load((images[:200], targets[:200]), val=40, test=60)
+
+
+@pytest.fixture(scope="module")
+def before(tmp_path_factory):
+    """A run on other digits."""
+    return tw.fit(
+        _digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=8, folds=1,
+        augment="none", **TINY,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def late_is_blind(before, tmp_path):
+    """The same, but its last stage gives the same for all images."""
+    weights = load_file(before.path / "model.safetensors")
+    for name, value in weights.items():
+        if name.startswith("layer3") and (".bn2." in name or "downsample.1." in name) and "running" not in name:
+            value.zero_()
+    path = tmp_path / "blind.safetensors"
+    save_file({name: value for name, value in weights.items() if not name.startswith("fc.")}, path)
+    return path
+
+
+def _told(run):
+    return run.info["choice"]
+
+
+def test_the_head_that_is_solved_for_is_scikit_learns(data, before, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), transfer="linear", **TINY)
+    assert (run.result["steps"], run.recipe.steps) == (0, 0)
+    assert run.result["stop_reason"] == "the best linear classifier was solved for"
+    images = torch.stack([torch.from_numpy(data.images[row]) for row in range(200)]).permute(0, 3, 1, 2) / 255
+    normal = (images - torch.tensor(run.info["mean"])) / torch.tensor(run.info["std"])
+    model = before.model.eval()
+    features = stage_features(model, normal.float().split(50))["layer3"].double().numpy()
+    rows, targets = data.train.indices, data.train.targets
+    scaler = StandardScaler().fit(features[rows])
+    x, weights = scaler.transform(features), load_file(run.path / "model.safetensors")
+    mine = features @ weights["fc.weight"].double().numpy().T + weights["fc.bias"].double().numpy()
+    gaps = []
+    for power in range(-6, 3):
+        oracle = LogisticRegression(C=1 / (len(rows) * 10.0**power), max_iter=10_000, tol=1e-8)
+        oracle.fit(x[rows], targets[rows])
+        theirs = oracle.decision_function(x)
+        gaps.append(np.abs(mine - mine.mean(1, keepdims=True) - theirs).max())
+    assert min(gaps) < 0.02  # logits up to 20; at one of the penalties they are the same
+    tested = data.test.indices
+    assert run.result["test_accuracy"] == pytest.approx((mine.argmax(1) == targets)[tested].mean(), abs=1e-6)
+
+
+def test_what_says_how_to_step_is_heeded(data, before, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), transfer="linear", lr=0.01, epochs=2, **TINY)
+    assert run.result["steps"] == 6
+
+
+@pytest.mark.parametrize("fields", [
+    {"transfer": "linear", "augment": "light"}, {"transfer": "linear", "mixup": 0.2},
+    {"transfer": "linear", "label_smoothing": 0.1, "drop_rate": 0.1},
+], ids=str)  # fmt: skip
+def test_what_cannot_be_solved_for_is_refused_in_one_line(fields, data, before, tmp_path):
+    with pytest.raises(InputError, match="steps=0 solves for the best linear classifier") as error:
+        tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), steps=0, **fields, **TINY)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_steps_of_0_are_for_a_head_alone():
+    with pytest.raises(InputError, match="steps must be at least 1"):
+        tw.Recipe(steps=0, transfer="all")
+
+
+def test_a_stage_that_is_blind_is_cut_off_and_the_reason_said(data, late_is_blind, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(late_is_blind), transfer_minutes=0.0, **TINY)
+    choice = _told(run)
+    assert choice["cut"]["before"] in ("layer2", "layer3")
+    assert choice["changes"] == {"transfer": "linear"}
+    told = " ".join(choice["reasons"])
+    assert "unlike those of the pretrained network" in told
+    assert "all was not tried: 0 seconds" in told
+    assert choice["reasons"][-1] in ("chosen: linear on layer1", "chosen: linear on layer2")
+    assert run.result["test_accuracy"] > 0.8
+    assert not any(name.startswith("body.layer3") for name in load_file(run.path / "model.safetensors"))
+    again = tw.Run(run.path)  # from its files alone
+    images, targets = _digits([6, 7, 8, 9])
+    tested = data.test.indices
+    predicted = again.predict(images[:200][tested])
+    right = np.mean([int(label) for label in predicted.labels] == targets[:200][tested])
+    assert right == pytest.approx(run.result["test_accuracy"])
+
+
+def test_stage_takes_the_best_one_without_trials(data, late_is_blind, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(late_is_blind), transfer="stage", **TINY)
+    assert _told(run)["cut"] in ({"before": "layer3", "dimensions": 32}, {"before": "layer2", "dimensions": 16})
+    assert _told(run)["tried"] == []
+
+
+def test_candidates_are_tried_on_what_they_were_not_trained_on(data, before, tmp_path, monkeypatch):
+    seen = []
+    train = choosing._Trials._trained
+
+    def watch(self, one, seconds):
+        seen.extend((set(fitted.tolist()), set(judged.tolist())) for fitted, judged in self.splits)
+        return train(self, one, seconds)
+
+    monkeypatch.setattr(choosing._Trials, "_trained", watch)
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), epochs=4, **TINY)
+    names = {one["name"]: one for one in _told(run)["tried"]}
+    assert {"linear", "all"} == set(names)
+    assert names["all"]["samples"] == len(data.train)
+    test = set(data.test.indices.tolist())
+    for fitted, judged in seen:
+        assert not fitted & judged
+        assert not (fitted | judged) & test
+    assert set().union(*(judged for _, judged in seen)) == set(data.train.indices.tolist())
+
+
+def test_where_candidates_cannot_be_told_apart_the_plan_decides():
+    names = ["first", "second", "third"]
+    candidates = tuple(choosing.Candidate(name, {"transfer": "all"}) for name in names)
+    rng = np.random.default_rng(0)
+    base = rng.random(100) < 0.7
+
+    class Trials(choosing._Trials):
+        def _trained(self, one, seconds):
+            return right[one.name], ""
+
+    trials = Trials(None, tw.Recipe(), None, [], [], None, lambda _: None)
+    alike = base.copy()
+    alike[np.flatnonzero(~base)[:3]] = True
+    alike[np.flatnonzero(base)[:2]] = False  # one better of 100, standard error 2.2
+    right = dict(zip(names, [base, alike, alike], strict=True))
+    assert trials.winner(candidates)[0].name == "first"
+    right["third"] = base | (np.arange(100) % 5 == 0)
+    chosen, tried, told = trials.winner(candidates)
+    assert chosen.name == "third"
+    difference = right["third"].astype(float) - base
+    assert tried[2]["error"] == pytest.approx(difference.std(ddof=0) / 10)
+    assert "third" in told[-1]
+
+
+def test_more_images_are_judged_on_the_validation_part(before, tmp_path, monkeypatch):
+    monkeypatch.setattr(choosing, "_FEW", 80)
+    images, targets = _digits([6, 7, 8, 9])
+    many = tw.load((images[:300], targets[:300]), val=100, test=50)
+    run = tw.fit(many, out=tmp_path / "run", pretrained=str(before.path), epochs=3, **TINY)
+    assert {one["samples"] for one in _told(run)["tried"]} == {100}
+    assert {one["samples"] for one in _told(run)["probes"]} == {80}
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_each_fold_chooses_without_what_it_is_judged_on_and_resumes(cut, before, late_is_blind, tmp_path, monkeypatch):
+    images, targets = _digits([6, 7, 8, 9])
+    source, few = str(late_is_blind if cut else before.path), (images[:90], targets[:90])
+    told = {"pretrained": source, "folds": 2, "epochs": 2, "transfer": "stage" if cut else "auto", **TINY}
+    whole = tw.fit(few, out=tmp_path / "whole", **told)
+    for fold in (1, 2):
+        info = json.loads((whole.path / "folds" / str(fold) / "run.json").read_text())
+        rows = load_file(whole.path / "folds" / str(fold) / "split.safetensors")
+        assert {one["samples"] for one in info["choice"]["probes"]} == {len(rows["train"])}
+        assert info["choice"]["cut"] or not cut
+    run, folds = Trainer.run, []
+
+    def fail(self):
+        if self.folder is not None and self.folder.parent.name == "folds":
+            folds.append(self)
+            if len(folds) == 2:
+                raise SystemError("the machine went down")
+        run(self)
+
+    monkeypatch.setattr(Trainer, "run", fail)
+    with pytest.raises(SystemError):
+        tw.fit(few, out=tmp_path / "run", save_seconds=0, **told)
+    monkeypatch.setattr(Trainer, "run", run)
+    late_is_blind.unlink()
+    again = tw.resume(tmp_path / "run", data=few, quiet=True)
+    for name in ("model", "folds/1/model", "folds/2/model"):
+        mine, wanted = (load_file(each.path / f"{name}.safetensors") for each in (again, whole))
+        assert all(mine[key].equal(wanted[key]) for key in wanted)
+    assert _told(again)["reasons"] == _told(whole)["reasons"]
+
+
+def test_of_several_the_one_that_knows_most_of_the_data_is_kept(data, before, late_is_blind, tmp_path, capsys):
+    run = tw.fit(
+        data, out=tmp_path / "run", pretrained=f"{late_is_blind}, {before.path}", transfer="linear",
+        **(TINY | {"quiet": False}),
+    )  # fmt: skip
+    assert run.info["backbone"]["source"] == run.recipe.pretrained == str(before.path)
+    assert f"a linear classifier on {late_is_blind} is right on" in capsys.readouterr().err
+    with pytest.raises(InputError, match="nothing at nowhere"):
+        tw.fit(data, out=tmp_path / "other", pretrained=f"{before.path},nowhere", **TINY)
+
+
+def test_a_path_with_commas_is_one_source(before, tmp_path):
+    from trainwell.train.pretrained import sources_in
+
+    moved = tmp_path / "a,b"
+    shutil.copytree(before.path, moved)
+    assert sources_in(str(moved)) == [str(moved)]
+    assert sources_in("embedded, x.safetensors") == ["embedded", "x.safetensors"]
+    assert sources_in(",") == [","]
+
+
+def test_several_labels_a_sample_cannot_be_probed(before, tmp_path):
+    images, targets = _digits([6, 7, 8, 9])
+    labels = np.eye(4, dtype=np.float32)[targets]
+    many = tw.load((images[:120], labels[:120]), val=20, test=20)
+    run = tw.fit(many, out=tmp_path / "run", pretrained=str(before.path), epochs=1, **TINY)
+    assert run.recipe.transfer == "all"
+    assert "need classes" in _told(run)["reasons"][0]
+    with pytest.raises(InputError, match="name one"):
+        tw.fit(many, out=tmp_path / "other", pretrained=f"{before.path},{before.path}", **TINY)
+
+
+def test_members_take_what_the_first_one_chose(data, before, tmp_path):
+    tw.fit_members(
+        data, out=tmp_path / "members", members=2, pretrained=str(before.path), transfer_minutes=0.02, epochs=1,
+        engine="loop", **TINY,
+    )  # fmt: skip
+    ways = {tw.Recipe.load(path).transfer for path in tmp_path.rglob("recipe.toml")}
+    assert len(ways) == 1
+    assert ways <= {"linear", "lp_ft", "all"}
