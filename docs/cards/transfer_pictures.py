@@ -346,10 +346,7 @@ def plan() -> None:
     for row, samples in enumerate((40, 4_000)):
         for column, unlike in enumerate((False, True)):
             made = make_plan(_made_probes(unlike), samples=samples, num_classes=4)
-            words = "\n".join(
-                f"{number}. {one.name}" + (", full rate" if one.changes.get("backbone_lr") == 1 else "")
-                for number, one in enumerate(made.candidates, 1)
-            )
+            words = "\n".join(f"{number}. {one.name}" for number, one in enumerate(made.candidates, 1))
             color = (BLUE, GREEN, PURPLE, ORANGE)[2 * row + column]
             left.fill(column + np.array([0.02, 0.98, 0.98, 0.02]), row + np.array([0.02, 0.02, 0.98, 0.98]),
                       color=color, alpha=0.13, linewidth=0)  # fmt: skip
