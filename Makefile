@@ -15,6 +15,7 @@ BIN := .venv/bin
 
 demo: .venv/ready
 	$(BIN)/trainwell fit digits --folds 1 --out runs/demo --overwrite
+	$(BIN)/trainwell fit digits --folds 1 --out runs/demo-transfer --overwrite --pretrained embedded --transfer stage
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

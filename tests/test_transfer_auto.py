@@ -108,7 +108,7 @@ def test_a_stage_that_is_blind_is_cut_off_and_the_reason_said(data, late_is_blin
     assert choice["changes"] == {"transfer": "linear"}
     told = " ".join(choice["reasons"])
     assert "unlike those of the pretrained network" in told
-    assert "all was not tried: 0 seconds" in told
+    assert "all is left out: 0 seconds" in told
     assert choice["reasons"][-1] in ("chosen: linear on layer1", "chosen: linear on layer2")
     assert run.result["test_accuracy"] > 0.8
     assert not any(name.startswith("body.layer3") for name in load_file(run.path / "model.safetensors"))
@@ -239,8 +239,26 @@ def test_several_labels_a_sample_cannot_be_probed(before, tmp_path):
     run = tw.fit(many, out=tmp_path / "run", pretrained=str(before.path), epochs=1, **TINY)
     assert run.recipe.transfer == "all"
     assert "need classes" in _told(run)["reasons"][0]
+    with pytest.raises(InputError, match="need classes"):
+        tw.fit(many, out=tmp_path / "other", pretrained=str(before.path), transfer="stage", **TINY)
     with pytest.raises(InputError, match="name one"):
         tw.fit(many, out=tmp_path / "other", pretrained=f"{before.path},{before.path}", **TINY)
+
+
+def test_a_sample_a_class_is_enough_to_go_on(before, tmp_path):
+    images, targets = _digits([6, 7, 8, 9])
+    rows = [int(np.flatnonzero(targets == label)[k]) for label in range(4) for k in range(3)]
+    few = tw.load((images[rows], targets[rows]), val=4, test=4)
+    run = tw.fit(few, out=tmp_path / "run", pretrained=str(before.path), epochs=1, **TINY)
+    assert run.recipe.transfer == "all"
+    assert "no class has two samples" in _told(run)["reasons"][0]
+
+
+def test_a_candidate_that_diverges_is_left_out(data, before, tmp_path):
+    told = {"pretrained": str(before.path), "optimizer": "sgd", "lr": 1e30, "epochs": 2, **TINY}
+    run = tw.fit(data, out=tmp_path / "run", **told)
+    assert run.recipe.transfer == "linear"
+    assert "all is left out: not finite at step" in " ".join(_told(run)["reasons"])
 
 
 def test_members_take_what_the_first_one_chose(data, before, tmp_path):
@@ -251,3 +269,11 @@ def test_members_take_what_the_first_one_chose(data, before, tmp_path):
     ways = {tw.Recipe.load(path).transfer for path in tmp_path.rglob("recipe.toml")}
     assert len(ways) == 1
     assert ways <= {"linear", "lp_ft", "all"}
+
+
+def test_what_looks_at_steps_alone_chooses_nothing(data, before, capsys):
+    found = tw.dry_run(data, pretrained=str(before.path), **TINY)
+    assert found.first_loss == pytest.approx(np.log(4), abs=1e-4)
+    tested = tw.lr_range(data, pretrained=str(before.path), sweep_steps=20, trial_steps=0, **TINY)
+    assert tested.suggestion > 0
+    assert "tried" not in capsys.readouterr().err

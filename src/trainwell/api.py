@@ -178,7 +178,7 @@ def dry_run(
         _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "learning one batch", given
         tell(data, display)
-        with prepared(data, given, Custom(model, loss), display) as trainer:
+        with prepared(data, given, Custom(model, loss, choice=Choice.of_all(given)), display) as trainer:
             display.say("learning one batch by heart …")
             return learn_one_batch(trainer, len(data.classes))
 
@@ -232,7 +232,8 @@ def lr_range(
         _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "looking for a learning rate", given
         tell(data, display)
-        with prepared(data, dataclasses.replace(given, minutes=None), Custom(model, loss), display) as trainer:
+        custom = Custom(model, loss, choice=Choice.of_all(given))
+        with prepared(data, dataclasses.replace(given, minutes=None), custom, display) as trainer:
             display.end_of_training()
             found = range_test(trainer, low=low, high=high, steps=sweep_steps, trial_steps=trial_steps, quiet=quiet)
     if picture is not None:

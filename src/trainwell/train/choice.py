@@ -31,6 +31,11 @@ class Choice:
     tried: list[dict[str, Any]] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of_all(cls, recipe: Recipe) -> "Choice | None":
+        """Returns the choice to train all of a model, for what looks at steps alone; `None` if a recipe says what."""
+        return cls({}, {"transfer": "all"}) if recipe.transfer == "auto" else None
+
     def applied(self, recipe: Recipe) -> Recipe:
         """Returns a recipe with what was chosen."""
         return dataclasses.replace(recipe, **self.changes)

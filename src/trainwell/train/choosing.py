@@ -14,7 +14,7 @@ import torch
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data, Part
-from trainwell.errors import InputError
+from trainwell.errors import DivergedError, InputError, in_one_line
 from trainwell.train.choice import ASKED, Choice
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
@@ -100,17 +100,22 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
         say: told the reasons.
     """
     asked = {name: getattr(recipe, name) for name in ASKED}
-    if data.task != "classification":
-        reasons = ["linear probes need classes, one a sample: all of the model is trained, gently"]
+    count = len(data.classes)
+    try:
+        if data.task != "classification":
+            raise InputError("linear probes need classes, one a sample")
+        features = _features(data, seen)
+        rows, labels, groups = _probed(data, recipe.seed)
+        probes = probe(
+            {stage: features.of(stage, rows) for stage in features.stages}, labels, num_classes=count,
+            folds=_FOLDS, groups=groups, seed=recipe.seed,
+        )  # fmt: skip
+    except InputError as error:  # so few samples, or a model of another kind: nothing is told apart, but it can be used
+        if recipe.transfer == "stage":
+            raise
+        reasons = [f"nothing was probed ({error}): all of the model is trained, gently"]
         say(reasons[0])
         return Choice(asked, {"transfer": "all"}, reasons=reasons)
-    features = _features(data, seen)
-    rows, labels, groups = _probed(data, recipe.seed)
-    count = len(data.classes)
-    probes = probe(
-        {stage: features.of(stage, rows) for stage in features.stages}, labels, num_classes=count,
-        folds=_FOLDS, groups=groups, seed=recipe.seed,
-    )  # fmt: skip
     plan = make_plan(probes, samples=len(data.train), num_classes=count)
     for reason in plan.reasons:
         say(reason)
@@ -212,9 +217,13 @@ class _Trials:
         told: list[str] = []
         for one in candidates:
             began = time.monotonic()
-            found, why = self._trained(one, 60 * minutes / dear) if one.stage is None else self._linear(one.stage)
+            found: Right | None
+            try:
+                found, why = self._trained(one, 60 * minutes / dear) if one.stage is None else self._linear(one.stage)
+            except DivergedError as error:
+                found, why = None, in_one_line(error)
             if found is None:
-                told.append(f"{one.name} was not tried: {why}")
+                told.append(f"{one.name} is left out: {why}")
                 self.say(told[-1])
                 continue
             right[one.name] = found

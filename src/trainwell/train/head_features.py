@@ -154,7 +154,8 @@ def fit_head(model: nn.Module, train: Batches, data: Data, hardware: Hardware, p
     rows = train.part.indices
     features = HeadFeatures(model, train, np.sort(rows), hardware, data.inputs_digest, progress).of(rows)
     targets = torch.from_numpy(train.part.targets[rows])
-    l2 = best_l2(features, targets, num_classes=len(data.classes), standardize=True)
+    groups = None if data.groups is None else data.groups[rows]
+    l2 = best_l2(features, targets, num_classes=len(data.classes), groups=groups, standardize=True)
     layer = fit_linear(features, targets, num_classes=len(data.classes), l2=l2, standardize=True)
     head = model.get_submodule(find_head(model))
     with torch.no_grad():

@@ -88,7 +88,7 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
         recipe, data, custom, _outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
     )
     recipe = pretrained.resolved(recipe, backbone, custom)
-    choice = custom.choice
+    choice = custom.choice if backbone is not None else None
     if choice is None and backbone is not None and recipe.transfer in ("auto", "stage"):
         again = dataclasses.replace(custom, backbone=backbone)
         with look(backbone) as seen:
