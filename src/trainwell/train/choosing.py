@@ -14,7 +14,7 @@ import torch
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data, Part
-from trainwell.errors import DivergedError, InputError, in_one_line
+from trainwell.errors import DivergedError, InputError
 from trainwell.train.choice import ASKED, Choice
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
@@ -221,7 +221,7 @@ class _Trials:
             try:
                 found, why = self._trained(one, 60 * minutes / dear) if one.stage is None else self._linear(one.stage)
             except DivergedError as error:
-                found, why = None, in_one_line(error)
+                found, why = None, str(error)
             if found is None:
                 told.append(f"{one.name} is left out: {why}")
                 self.say(told[-1])
