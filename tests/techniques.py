@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainwell.models import resnet8
 from trainwell.regularize import DropConnect, Dropout, FractionalMaxPool2d
+from trainwell.transfer import Cut
 
 
 class WithOurDropout(nn.Sequential):
@@ -116,6 +118,11 @@ TECHNIQUES = [
         "a new last layer on features computed once",
         {"transfer": "linear", "lr": 0.02},
         model=lambda: Residual(nn.MaxPool2d, 2),
+    ),
+    Technique(
+        "a model cut at a stage, and trained",
+        {"transfer": "top1", "lr": 0.01},
+        model=lambda: Cut(resnet8(num_classes=10, in_chans=1), "layer3", 32, num_classes=10),
     ),
     Technique("a new last layer below noise", {"transfer": "linear", "lr": 0.2}),
     Technique("gradual unfreezing", {"transfer": "gradual", "backbone_lr": 0.5, "lr": 0.01}),
