@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
 
 from trainwell import random
 from trainwell.data.batches import Batches
@@ -30,6 +31,7 @@ from trainwell.transfer.probes import Probe, best, probe
 
 _FEW = 1_000  # images; of more, as many are probed, and candidates are judged on the validation part
 _FOLDS = 3  # of the training part; each costs a training
+_PIXELS, _SIDE = "pixels", 8  # what is probed beside the stages: images made so small, in pixels a side
 _MOST_FITTED = 5_000  # images, to a candidate's linear classifier
 _LEAST = 0.1  # of a training's steps; a trial that has time for fewer would tell nothing
 
@@ -106,8 +108,8 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
             raise InputError("linear probes need classes, one a sample")
         features = _features(data, seen)
         rows, labels, groups = _probed(data, recipe.seed)
-        probes = probe(
-            {stage: features.of(stage, rows) for stage in features.stages}, labels, num_classes=count,
+        pixels, *probes = probe(
+            {stage: features.of(stage, rows) for stage in (_PIXELS, *features.stages)}, labels, num_classes=count,
             folds=_FOLDS, groups=groups, seed=recipe.seed,
         )  # fmt: skip
     except InputError as error:  # so few samples, or a model of another kind: nothing is told apart, but it can be used
@@ -116,7 +118,7 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
         reasons = [f"nothing was probed ({error}): all of the model is trained, gently"]
         say(reasons[0])
         return Choice(asked, {"transfer": "all"}, reasons=reasons)
-    plan = make_plan(probes, samples=len(data.train), num_classes=count)
+    plan = make_plan(probes, samples=len(data.train), num_classes=count, pixels=pixels)
     for reason in plan.reasons:
         say(reason)
     if recipe.transfer == "stage":
@@ -136,7 +138,7 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
     if chosen.stage not in (None, features.stages[-1]):
         cut = {"before": cut_point(seen.model, str(chosen.stage)), "dimensions": features.dimensions(chosen.stage)}
     about = [{"stage": one.stage, "dimensions": one.dimensions, "accuracy": one.accuracy, "interval": one.interval,
-              "log_loss": one.log_loss, "samples": len(one.right)} for one in probes]  # fmt: skip
+              "log_loss": one.log_loss, "samples": len(one.right)} for one in (pixels, *probes)]  # fmt: skip
     return Choice(asked, dict(chosen.changes), cut, about, tried, reasons)
 
 
@@ -179,11 +181,13 @@ def _features(data: Data, seen: Seen) -> _Features:
     def compute() -> dict[str, torch.Tensor]:
         shown = seen.progress(plain, len(plain), "computing features of each stage")
         found = stage_features(seen.model, shown, autocast=seen.hardware.autocast())
-        return {f"{place} {stage}": values for place, (stage, values) in enumerate(found.items())}
+        small = [F.adaptive_avg_pool2d(x, _SIDE).flatten(1).cpu() for x, _ in plain]
+        return {f"{place} {stage}": values
+                for place, (stage, values) in enumerate({_PIXELS: torch.cat(small), **found}.items())}  # fmt: skip
 
-    kept = cached(key_of(seen.model, "stages", settings, rows.tobytes().hex()), compute)
+    kept = cached(key_of(seen.model, "pixels and stages", settings, rows.tobytes().hex()), compute)
     values = {name.partition(" ")[2]: kept[name] for name in sorted(kept, key=lambda name: int(name.split()[0]))}
-    return _Features(rows, values, [*values])
+    return _Features(rows, values, [stage for stage in values if stage != _PIXELS])
 
 
 class _Trials:

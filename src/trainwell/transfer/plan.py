@@ -42,19 +42,22 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Plan:
+def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int, pixels: Probe | None = None) -> Plan:
     """Returns what to try with a pretrained model on some data.
 
     Args:
         probes: of each stage, the last one of what comes to the head.
         samples: how many images there are to train on.
         num_classes: of how many classes.
+        pixels: the probe of the bare pixels of small copies of the images, if there is one. Where that does better than
+            the last stage, the network has lost what these images are told apart by.
 
     Raises:
         InputError: there are no probes.
     """
     top, last, a_class = best(probes), probes[-1], samples / num_classes
-    gain, low, high = compare(top, last)
+    better = max(filter(None, (pixels, top)), key=lambda one: one.accuracy)
+    gain, low, high = compare(better, last)
     unlike, little = low > 0, a_class < LITTLE
     stage = top.stage if unlike or little else last.stage
     head = Candidate("linear" if stage == last.stage else f"linear on {stage}", {"transfer": "linear"}, stage)
@@ -64,7 +67,7 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Pla
     reasons = [f"{samples:,} images, {a_class:,.0f} a class: {'little' if little else 'much'} (below or from {LITTLE})"]
     if unlike:
         reasons.append(
-            f"a linear classifier on {top.stage} is right on {top.accuracy:.1%}, on the last stage on "
+            f"a linear classifier on {better.stage} is right on {better.accuracy:.1%}, on the last stage on "
             f"{last.accuracy:.1%} ({100 * gain:+.1f} points, 95 % interval {100 * low:.1f} to {100 * high:.1f}): "
             "these data are unlike those of the pretrained network"
         )
@@ -72,8 +75,8 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int) -> Pla
         candidates: tuple[Candidate, ...] = (gently, freely, head) if little else (freely, gently, head)
     else:
         reasons.append(
-            f"a linear classifier on the last stage, {last.stage}, is right on {last.accuracy:.1%}, and no earlier one "
-            "is certainly better: these data are like those of the pretrained network"
+            f"a linear classifier on the last stage, {last.stage}, is right on {last.accuracy:.1%}, and nothing before "
+            "it is certainly better: these data are like those of the pretrained network"
         )
         words = "all of it trained gently, from a new last layer, or that layer alone"
         candidates = (gently, head)
