@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -124,6 +125,9 @@ def in_child(act: Callable[[], object], faults: Faults | None = None, prepare: C
             try:
                 for name in ("stdout", "stderr"):
                     setattr(sys, name, (Path(notes) / name).open("w", encoding="utf-8"))
+                # As in a terminal, even if these tests run in the background or below nohup.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                signal.signal(signal.SIGHUP, signal.SIG_DFL)
                 counter = (Path(notes) / "seen").open("w")
                 prepare()
                 if faults is not None:

@@ -440,7 +440,10 @@ _HAS_LEARNED = {
     "fine_tuning": lambda run, before: (run.recipe.layer_decay, run.recipe.steps) == (0.8, 3) and _moved(run, before),
     "lp_ft": lambda run, before: run.recipe.steps == 3 and _moved(run, before),
     "l2_sp": lambda run, before: run.recipe.transfer == "all" and _moved(run, before),
-    "probes": lambda run, _: run.recipe.steps == 0 and len(run.info["choice"]["probes"]) == 4,
+    "probes": lambda run, _: (
+        run.recipe.steps == 0
+        and [one["stage"] for one in run.info["choice"]["probes"]] == ["pixels", "conv1", "layer1", "layer2", "layer3"]
+    ),
     "plan": lambda run, _: run.info["choice"]["tried"] and run.info["choice"]["reasons"][-1].startswith("chosen: "),
 }
 

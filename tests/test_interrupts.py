@@ -149,12 +149,7 @@ def test_a_second_request_acts_at_once(data, whole, tmp_path):
 
 def test_a_terminal_that_is_closed_ends_the_run_unless_that_is_ignored(data, whole, tmp_path):
     prepare = _signalled("trainwell.train.loop:Trainer.train_step", [signal.SIGHUP])
-
-    def heeded() -> None:  # even if these tests run below nohup
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        prepare()
-
-    ended = in_child(lambda: main(_words(data, tmp_path / "run")), prepare=heeded)
+    ended = in_child(lambda: main(_words(data, tmp_path / "run")), prepare=prepare)
     _is_interrupted(ended, "interrupted and saved after step 1 of ")
     _goes_on(ended, data, tmp_path / "run", whole)
 
