@@ -137,7 +137,8 @@ def test_candidates_are_tried_on_what_they_were_not_trained_on(data, before, tmp
     monkeypatch.setattr(choosing._Trials, "_trained", watch)
     run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), epochs=4, **TINY)
     names = {one["name"]: one for one in _told(run)["tried"]}
-    assert {"linear", "all"} == set(names)
+    assert "all" in names
+    assert any(name.startswith("linear") for name in names)
     assert names["all"]["samples"] == len(data.train)
     test = set(data.test.indices.tolist())
     for fitted, judged in seen:
