@@ -476,7 +476,7 @@ FIELDS = {
     "test_time": ("augment", "standard"), "ema": ("average", "ema"), "swa": ("average", "swa"),
     "snapshots": ("snapshots", 3), "members": ("members", 5), "pretrained": ("pretrained", "runs/first"),
     "linear_head": ("transfer", "linear"), "fine_tuning": ("layer_decay", 0.8), "lp_ft": ("transfer", "lp_ft"),
-    "l2_sp": ("l2_sp", 0.01), "probes": ("transfer", "stage"), "plan": ("transfer_minutes", 5.0),
+    "l2_sp": ("l2_sp", 0.01), "probes": ("transfer", "stage"), "plan": ("transfer_minutes", 10.0),
 }  # fmt: skip
 
 

@@ -51,7 +51,7 @@ class Recipe:
     the stage that does best), top1, top2 … (the stages below it too), all, gradual (more and more of them), lp_ft (the
     last layer alone first, to its optimum); auto tries what suits the data"""
 
-    transfer_minutes: float = 2.0
+    transfer_minutes: float = 5.0
     """for transfer=auto: how long ways of fine-tuning are tried, in all"""
 
     backbone_lr: float = 0.1
