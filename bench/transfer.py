@@ -1,8 +1,8 @@
 """With little data: ways to begin with a pretrained network, and from scratch, on four classes that it has not seen.
 
-    python bench/transfer.py cifar10/train six.safetensors [--jobs 2] [--sizes 10 50 250 1000]
+    python bench/transfer.py cifar10/train docs/evidence/six.safetensors [--jobs 2] [--sizes 10 50 250 1000]
 
-`six.safetensors` is a resnet20 that was trained on six classes of CIFAR-10:
+`six.safetensors` is a resnet20 that was trained on six classes of CIFAR-10 (its figures are beside it):
 
     python bench/pretrain.py cifar10/train six.safetensors --classes airplane automobile bird cat deer dog
 
