@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 import trainwell as tw
 from evidence import EPOCHS, SETTINGS, arguments
+from rows import append
 from seeds import limited, mean_and_interval, parse
 from trainwell.ensemble import tempered
 from trainwell.train import scores
@@ -100,13 +101,8 @@ def main() -> None:
     columns = ["arm", "seed", "member", "accuracy", "log_loss", "brier_score", "calibration_error", "seconds", "kept",
                "favoured"]  # fmt: skip
 
-    def append(row: dict[str, Any]) -> None:
-        new = not rows_at.exists()
-        with rows_at.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n", restval="")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+    def keep(row: dict[str, Any]) -> None:
+        append(rows_at, row, columns)
         rows.append({name: str(value) for name, value in row.items()})
         print(f"{len(rows)} rows, the last: {row}", flush=True)
 
@@ -124,12 +120,12 @@ def main() -> None:
     for row in joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")(
         joblib.delayed(one)(*task) for task in wanted
     ):
-        append(row)
+        keep(row)
     for seed in range(options.seeds):
         for count in range(2, MOST + 1):
             if (f"members-{count}", seed) not in done:
                 for row in together([answers / f"single-{seed}-{member}.npz" for member in range(count)]):
-                    append({"seed": seed, "member": 0} | row)
+                    keep({"seed": seed, "member": 0} | row)
 
     table(rows)
     wrong = [row for row in rows if row["favoured"] and row["arm"] != "snapshots" and row["kept"] != row["favoured"]]

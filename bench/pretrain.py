@@ -6,8 +6,9 @@ The one in the package is of all ten classes of CIFAR-10's training images:
 
     python bench/pretrain.py cifar10/train src/trainwell/transfer/embedded.safetensors --epochs 20 --threads 1
 
-Its figures are written beside it, as `….json`. A twentieth of the images is for validation, another for the test; the
-file holds prints of those that were trained on, by which `fit` tells that it is asked about the same images again.
+Figures are written beside the file, as `….json`; of that one they are in `docs/evidence/embedded.json`. A twentieth of
+the images is for validation, another for the test; the file holds prints of those that were trained on, by which `fit`
+tells that it is asked about the same images again.
 """
 
 import argparse

@@ -1,8 +1,19 @@
 """The raw rows of a benchmark, as a CSV file."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+
+def append(path: Path, row: dict[str, Any], columns: Sequence[str] | None = None) -> None:
+    """Adds a row; the first makes the file. Where rows have not all the same columns, these are all of them."""
+    new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, columns or row, lineterminator="\n", restval="")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from scipy import stats
 
 import trainwell as tw
+from rows import append
 from trainwell.data.dataset import Data
 
 FIGURES = ("test_accuracy", "test_loss", "val_accuracy", "best_epoch", "steps", "seconds")
@@ -119,12 +120,7 @@ def main() -> None:
 
     work = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")
     for row in work(joblib.delayed(one)(*task) for task in wanted):
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(options.csv, row)
         rows.append({key: str(value) for key, value in row.items()})
         print(f"{len(rows)} rows, the last: {row}", flush=True)
 

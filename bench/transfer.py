@@ -24,6 +24,7 @@ import numpy as np
 
 import trainwell as tw
 from evidence import EVIDENCE
+from rows import append
 from trainwell.data.dataset import Data
 
 CLASSES = ("frog", "horse", "ship", "truck")
@@ -95,12 +96,7 @@ def main() -> None:
     data = read(options.source)
     work = joblib.Parallel(n_jobs=options.jobs, return_as="generator_unordered")
     for number, row in enumerate(work(joblib.delayed(one)(data, options.weights, *task) for task in left), 1):
-        new = not options.csv.exists()
-        with options.csv.open("a", newline="") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow(row)
+        append(options.csv, row)
         print(f"{number} of {len(left)}: {row}", flush=True)
 
 

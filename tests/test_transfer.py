@@ -7,25 +7,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from sklearn.datasets import load_digits
 
 import trainwell as tw
+from some_digits import some_digits
 from trainwell.cli import main
 from trainwell.train import Trainer
 
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "augment": "none", "quiet": True}
 
 
-def _digits(classes):
-    images, targets = load_digits(return_X_y=True)
-    rows = np.isin(targets, classes)
-    images = (images[rows] * 15.9375).round().astype("uint8").reshape(-1, 8, 8)
-    return images, np.searchsorted(classes, targets[rows])
-
-
 @pytest.fixture(scope="module")
 def data():
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     return tw.load((images[:240], targets[:240]), val=60, test=100)
 
 
@@ -33,7 +26,7 @@ def data():
 def before(tmp_path_factory):
     """A run on other digits."""
     return tw.fit(
-        _digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=12,
+        some_digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=12,
         folds=1, **TINY,
     )  # fmt: skip
 
@@ -135,7 +128,7 @@ def test_a_run_says_what_it_began_as_and_predicts(data, before, tmp_path):
     about = json.loads((run.path / "run.json").read_text())["backbone"]
     assert about["architecture"] == "resnet8"
     assert str(before.path) in about["source"]
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     predicted = tw.Run(run.path).predict(images[:100])
     assert np.mean([int(label) for label in predicted.labels] == targets[:100]) > 0.7
 
@@ -148,7 +141,7 @@ def test_mean_and_deviation_come_with_the_weights(data, before, tmp_path):
 
 def test_cross_validation_begins_each_fold_as_the_pretrained_model(before, tmp_path, monkeypatch):
     monkeypatch.setenv("TRAINWELL_CACHE", str(tmp_path / "cache"))
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     run = tw.fit(
         (images[:120], targets[:120]), out=tmp_path / "run", pretrained=str(before.path), transfer="linear", folds=3,
         epochs=8, **TINY,
@@ -188,7 +181,7 @@ def test_a_model_of_ones_own_can_be_fine_tuned_and_resumed(data, before, tmp_pat
 
 
 def test_from_the_command_line(before, tmp_path, capsys):
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     np.savez(tmp_path / "digits.npz", x=images[:200], y=targets[:200])
     words = ["fit", str(tmp_path / "digits.npz"), "--pretrained", str(before.path), "--transfer", "linear",
              "--epochs", "3", "--folds", "1", "--out", str(tmp_path / "run"), "--threads", "1"]  # fmt: skip

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 import trainwell as tw
+from some_digits import some_digits
 from trainwell.errors import InputError
 from trainwell.train import Trainer, choosing
 from trainwell.transfer.features import stage_features
@@ -19,16 +19,9 @@ from trainwell.transfer.features import stage_features
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "quiet": True}
 
 
-def _digits(classes):
-    images, targets = load_digits(return_X_y=True)
-    rows = np.isin(targets, classes)
-    images = (images[rows] * 15.9375).round().astype("uint8").reshape(-1, 8, 8)
-    return images, np.searchsorted(classes, targets[rows])
-
-
 @pytest.fixture(scope="module")
 def data():
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     return tw.load((images[:200], targets[:200]), val=40, test=60)
 
 
@@ -36,8 +29,8 @@ def data():
 def before(tmp_path_factory):
     """A run on other digits."""
     return tw.fit(
-        _digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=8, folds=1,
-        augment="none", **TINY,
+        some_digits([0, 1, 2, 3, 4, 5]), out=tmp_path_factory.mktemp("before") / "run", model="resnet8", epochs=8,
+        folds=1, augment="none", **TINY,
     )  # fmt: skip
 
 
@@ -113,7 +106,7 @@ def test_a_stage_that_is_blind_is_cut_off_and_the_reason_said(data, late_is_blin
     assert run.result["test_accuracy"] > 0.8
     assert not any(name.startswith("body.layer3") for name in load_file(run.path / "model.safetensors"))
     again = tw.Run(run.path)  # from its files alone
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     tested = data.test.indices
     predicted = again.predict(images[:200][tested])
     right = np.mean([int(label) for label in predicted.labels] == targets[:200][tested])
@@ -173,7 +166,7 @@ def test_where_candidates_cannot_be_told_apart_the_plan_decides():
 
 def test_more_images_are_judged_on_the_validation_part(before, tmp_path, monkeypatch):
     monkeypatch.setattr(choosing, "_FEW", 80)
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     many = tw.load((images[:300], targets[:300]), val=100, test=50)
     run = tw.fit(many, out=tmp_path / "run", pretrained=str(before.path), epochs=3, **TINY)
     assert {one["samples"] for one in _told(run)["tried"]} == {100}
@@ -182,7 +175,7 @@ def test_more_images_are_judged_on_the_validation_part(before, tmp_path, monkeyp
 
 @pytest.mark.parametrize("cut", [False, True])
 def test_each_fold_chooses_without_what_it_is_judged_on_and_resumes(cut, before, late_is_blind, tmp_path, monkeypatch):
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     source, few = str(late_is_blind if cut else before.path), (images[:90], targets[:90])
     told = {"pretrained": source, "folds": 2, "epochs": 2, "transfer": "stage" if cut else "auto", **TINY}
     whole = tw.fit(few, out=tmp_path / "whole", **told)
@@ -234,7 +227,7 @@ def test_a_path_with_commas_is_one_source(before, tmp_path):
 
 
 def test_several_labels_a_sample_cannot_be_probed(before, tmp_path):
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     labels = np.eye(4, dtype=np.float32)[targets]
     many = tw.load((images[:120], labels[:120]), val=20, test=20)
     run = tw.fit(many, out=tmp_path / "run", pretrained=str(before.path), epochs=1, **TINY)
@@ -247,7 +240,7 @@ def test_several_labels_a_sample_cannot_be_probed(before, tmp_path):
 
 
 def test_a_sample_a_class_is_enough_to_go_on(before, tmp_path):
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     rows = [int(np.flatnonzero(targets == label)[k]) for label in range(4) for k in range(3)]
     few = tw.load((images[rows], targets[rows]), val=4, test=4)
     run = tw.fit(few, out=tmp_path / "run", pretrained=str(before.path), epochs=1, **TINY)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy.spatial.distance import pdist
-from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from sklearn.manifold import trustworthiness
 
 import trainwell as tw
+from some_digits import some_digits
 from trainwell.data.dataset import Part
 from trainwell.train.choice import Choice
 from trainwell.train.feature_map import ABOUT, FILE, write_feature_map
@@ -22,16 +22,9 @@ from trainwell.train.result import keep_best
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "augment": "none"}
 
 
-def _digits(classes):
-    images, targets = load_digits(return_X_y=True)
-    rows = np.isin(targets, classes)
-    images = (images[rows] * 15.9375).round().astype("uint8").reshape(-1, 8, 8)
-    return images, np.searchsorted(classes, targets[rows])
-
-
 @pytest.fixture(scope="module")
 def data():
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     return tw.load((images[:240], targets[:240]), val=60, test=100)
 
 
@@ -39,7 +32,7 @@ def data():
 def before(tmp_path_factory):
     """A run on other digits."""
     out = tmp_path_factory.mktemp("before") / "run"
-    return tw.fit(_digits([0, 1, 2, 3, 4, 5]), out=out, model="resnet8", epochs=4, folds=1, quiet=True, **TINY)
+    return tw.fit(some_digits([0, 1, 2, 3, 4, 5]), out=out, model="resnet8", epochs=4, folds=1, quiet=True, **TINY)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +160,7 @@ def test_at_most_300_images_of_40_pixels_are_taken(cut, tmp_path):
 
 
 def test_with_folds_the_validation_part_of_the_final_model_is_shown(before, tmp_path):
-    images, targets = _digits([6, 7, 8, 9])
+    images, targets = some_digits([6, 7, 8, 9])
     run = tw.fit((images[:90], targets[:90]), out=tmp_path / "run", pretrained=str(before.path), transfer="linear",
                  folds=2, quiet=True, **TINY)  # fmt: skip
     _, about, rows = _mapped(run.path)
@@ -177,7 +170,7 @@ def test_with_folds_the_validation_part_of_the_final_model_is_shown(before, tmp_
 
 
 def test_numbers_have_no_classes_to_show(before, tmp_path):
-    images, targets = _digits([6, 7])
+    images, targets = some_digits([6, 7])
     data = tw.load((images[:120], targets[:120].astype(np.float32) + 0.5), val=30, test=30)
     run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), transfer="top1", epochs=1, quiet=True, **TINY)
     assert json.loads((run.path / ABOUT).read_text()) == {"trained": "frozen: conv1, bn1, layer1, layer2"}

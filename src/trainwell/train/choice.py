@@ -4,7 +4,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import nn
+
 from trainwell.train.recipe import Recipe
+from trainwell.transfer.cut import Cut
 
 # What a choice changes, and what follows from it: which of these are given decides whether a head is solved for.
 ASKED = ("transfer", "augment", "mixup", "backbone_lr", "epochs", "steps", "minutes", "lr", "weight_decay")
@@ -39,6 +42,10 @@ class Choice:
     def applied(self, recipe: Recipe) -> Recipe:
         """Returns a recipe with what was chosen."""
         return dataclasses.replace(recipe, **self.changes)
+
+    def cut_off(self, model: nn.Module, num_classes: int) -> nn.Module:
+        """Returns a model, cut in place where it was chosen to be."""
+        return model if self.cut is None else Cut(model, **self.cut, num_classes=num_classes)
 
     def undone(self, recipe: Recipe) -> Recipe:
         """Returns a recipe in which all of it is to be chosen again, as for another part of the data."""

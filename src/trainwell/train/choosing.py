@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -180,8 +180,14 @@ def _features(data: Data, seen: Seen) -> _Features:
 
     def compute() -> dict[str, torch.Tensor]:
         shown = seen.progress(plain, len(plain), "computing features of each stage")
-        found = stage_features(seen.model, shown, autocast=seen.hardware.autocast())
-        small = [F.adaptive_avg_pool2d(x, _SIDE).flatten(1).cpu() for x, _ in plain]
+        small: list[torch.Tensor] = []
+
+        def looked_at() -> Iterator[torch.Tensor]:
+            for x, _ in shown:
+                small.append(F.adaptive_avg_pool2d(x, _SIDE).flatten(1).cpu())
+                yield x
+
+        found = stage_features(seen.model, looked_at(), autocast=seen.hardware.autocast())
         return {f"{place} {stage}": values
                 for place, (stage, values) in enumerate({_PIXELS: torch.cat(small), **found}.items())}  # fmt: skip
 

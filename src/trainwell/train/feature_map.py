@@ -16,7 +16,7 @@ from trainwell.files import write_json, write_tensors
 from trainwell.images import Images
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Trainer
-from trainwell.transfer.cut import Cut
+from trainwell.train.result import thumbnail
 from trainwell.transfer.features import pooled
 from trainwell.transfer.surgery import find_head
 
@@ -55,7 +55,7 @@ def write_feature_map(folder: Path, trainer: Trainer, data: Data) -> None:
         chosen = np.sort(random.permutation(len(part), trainer.recipe.seed, "feature map")[:_MOST])
         rows = part.indices[chosen]
         if (tensors := _mapped(trainer, data, rows)) is not None:
-            thumbnails = {str(number): _thumbnail(inputs[int(row)]) for number, row in enumerate(rows)}
+            thumbnails = {str(number): thumbnail(inputs[int(row)], _THUMBNAIL) for number, row in enumerate(rows)}
             write_tensors(folder / FILE, tensors | thumbnails)
             names = [data.names[row] if data.names else f"sample {row}" for row in rows.tolist()]
             about |= {"part": name, "names": names}
@@ -85,8 +85,8 @@ def _mapped(trainer: Trainer, data: Data, rows: npt.NDArray[np.int64]) -> dict[s
 def _as_it_began(trainer: Trainer, data: Data) -> nn.Module:
     assert trainer.backbone is not None
     model = copy.deepcopy(trainer.backbone.model)
-    if trainer.choice is not None and trainer.choice.cut is not None:
-        model = Cut(model, **trainer.choice.cut, num_classes=len(data.classes))
+    if trainer.choice is not None:
+        model = trainer.choice.cut_off(model, len(data.classes))
     return model.to(trainer.val.device)
 
 
@@ -135,11 +135,3 @@ def _turned(points: Points, other: Points) -> Points:
 
 def _within_one(points: Points) -> npt.NDArray[np.float32]:
     return (points / (np.abs(points).max() or 1.0)).astype(np.float32)
-
-
-def _thumbnail(image: npt.NDArray[np.uint8]) -> torch.Tensor:
-    from PIL import Image
-
-    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return torch.from_numpy(np.array(picture).reshape(picture.height, picture.width, -1))

@@ -28,7 +28,6 @@ from trainwell.train.loop import Metric, Trainer
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
 from trainwell.transfer.backbones import Backbone
-from trainwell.transfer.cut import Cut
 
 _MOST_TOLD = 10  # of the files that were left out
 
@@ -270,8 +269,8 @@ def _initialised(
     model = custom.model if custom.model is not None else recipe.model
     if backbone is not None:
         model = copy.deepcopy(backbone.model)
-        if choice is not None and choice.cut is not None:
-            model = Cut(model, **choice.cut, num_classes=_outputs(data))
+        if choice is not None:
+            model = choice.cut_off(model, _outputs(data))
     return models.create(model, **dimensions(data, size), **noise)
 
 

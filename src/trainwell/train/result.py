@@ -186,14 +186,15 @@ def _write_mistakes(
         for i, row in zip(wrong.tolist(), rows, strict=True)
     ]
     if data.images is not None and rows:
-        pictures = {str(place): _thumbnail(data.images[row]) for place, row in enumerate(rows)}
+        pictures = {str(place): thumbnail(data.images[row], _THUMBNAIL) for place, row in enumerate(rows)}
         write_tensors(folder / "mistakes.safetensors", pictures)
     write_json(folder / "mistakes.json", told)
 
 
-def _thumbnail(image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:
+def thumbnail(image: npt.NDArray[np.uint8], side: int) -> torch.Tensor:
+    """Returns an image `(h, w, c)` made so small that no side is longer than `side` pixels."""
     from PIL import Image
 
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.thumbnail((side, side))
     return torch.from_numpy(np.array(picture).reshape(picture.height, picture.width, -1))
