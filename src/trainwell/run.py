@@ -23,7 +23,7 @@ from trainwell.data.dataset import Part, Skipped
 from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, is_out_of_memory
 from trainwell.images import Images
-from trainwell.train import hardware, history, pretrained
+from trainwell.train import augmentation, hardware, history, pretrained
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.losses import aligned
 from trainwell.train.recipe import Recipe
@@ -206,10 +206,12 @@ class Run:
             batch_size: how many pass through the model at once.
             average: views of each image that probabilities are averaged over, such as `flips`, `shifts`, `ten-crop`,
                 `multi-scale` or `samples:8`, some draws of the augmentation of training; separated by commas for all of
-                them together. By default the image's centre as it is.
+                them together. Mirror images are among them where training showed some, or, without augmentation, where
+                there are classes that are not called as digits or letters are. By default the image's centre as it is.
 
         Raises:
-            InputError: there is nothing that can be read, or it is of another kind than the model was trained on.
+            InputError: there is nothing that can be read, or it is of another kind than the model was trained on; or
+                `average` names no views, or `flips` where there are to be no mirror images.
         """
         if isinstance(inputs, str | Path):
             inputs = [inputs]
@@ -318,17 +320,20 @@ class Run:
 
     def _views(self, average: str, size: tuple[int, int] | None) -> tuple[Augment | None, list[View]]:
         """Returns what is seen beyond the border, and the views that are averaged over."""
-        if not average:
+        if average == "":
             return None, []
         if size is None:
             raise InputError("average is for images, and the model was trained on features")
         # Without the colours' components, which belong to the training set, and with nothing wiped out.
-        trained = dataclasses.replace(
-            parse(self.recipe.augment.replace("auto", "none")), pca=0.0, erase=0.0, cutout=0.0
-        )
+        taught = parse(self.recipe.augment.replace("auto", "none"))
+        trained = dataclasses.replace(taught, pca=0.0, erase=0.0, cutout=0.0)
+        # A model that was taught no mirror images may take them where they show the same, not where a b becomes a d.
+        usual = parse(augmentation.chosen(self.info["task"], self.classes, True)[0])
+        flip = (usual if taught == taught.off() else taught).flip > 0
+        views = views_of(average, trained, min(size), flip)
         if "samples" in average and trained == trained.off():
             raise InputError(f"{self.path} was trained without augmentation, of which there are no samples")
-        return trained.off(), views_of(average, trained, min(size))
+        return trained.off(), views
 
 
 def _seen(batches: Batches, view: View, rows: torch.Tensor) -> torch.Tensor:

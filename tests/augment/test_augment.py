@@ -1,6 +1,7 @@
 """Augment: what is drawn, that it belongs to the sample, and what is refused."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import stats
 
 from trainwell import random
 from trainwell.augment import Augment, Components, Params, parse, principal_components, strong
+from trainwell.augment.warp import warp
 from trainwell.errors import InputError
 from trainwell.images import Images
 
@@ -103,6 +105,17 @@ def test_draws_are_spread_as_the_amounts_say():
     assert np.abs(together - np.eye(len(names))).max() < 0.07  # each for itself
 
 
+def test_params_can_be_gone_through_one_by_one_and_end_with_the_last_image():
+    params = ALL.params(_keys(np.arange(4)))
+    assert [len(each) for each in params] == [1] * 4
+    assert [each.rotate[0] for each in params] == params.rotate.tolist()
+    assert params[np.int64(2)].rotate == params[-2].rotate == params.rotate[2]
+    assert len(list(itertools.islice(ALL.params(_keys([5])), 9))) == 1
+    for beyond in (4, -5, np.int64(4)):
+        with pytest.raises(IndexError, match=f"params are for 4 images; there is no number {beyond}"):
+            params[beyond]
+
+
 def test_a_chance_leaves_out_each_amount_for_itself():
     drawn = Augment(rotate=10, shear=5, brightness=0.2, flip=0.5, chance=0.3).params(_keys(np.arange(4000)))
     on = np.stack([drawn.rotate != 0, drawn.shear != 0, drawn.brightness != 1])
@@ -118,6 +131,15 @@ def test_without_keys_torchs_generator_draws():
     torch.manual_seed(1)
     assert torch.equal(ALL(batch), first)
     assert not torch.equal(first, second)
+
+
+def test_draws_do_not_depend_on_torchs_default_device():
+    batch = _batch()
+    torch.manual_seed(1)
+    expected = ALL(batch)
+    torch.manual_seed(1)
+    with torch.device("meta"):  # stands for a GPU
+        assert torch.equal(ALL(batch), expected)
 
 
 def test_off_is_the_same_size_and_normalisation_alone():
@@ -225,7 +247,16 @@ REFUSED = [
     ({"size": 16.0}, "size is a number of pixels, or height and width; it is 16.0"),
     ({"size": (16,)}, "size is a number of pixels"),
     ({"size": 0}, "size is a number of pixels"),
+    ({"size": True}, "size is a number of pixels"),
+    ({"size": [16, 16.0]}, "size is a number of pixels"),
+    ({"scale": (0.5, math.inf)}, "scale is a part below 1"),
     ({"mean": (0.5,)}, "mean and std belong together"),
+    ({"mean": (0.5,), "std": (0.0,)}, "std must be above 0, because it is divided by; it is (0.0,)"),
+    ({"mean": (math.nan,) * 3, "std": (1,) * 3}, "mean is a finite number, or one a channel; it is (nan, nan, nan)"),
+    ({"mean": "0.5", "std": 1}, "mean is a finite number, or one a channel; it is ('0.5',)"),
+    ({"mean": 0.5, "std": []}, "std is a finite number, or one a channel; it is ()"),
+    ({"dtype": "bfloat16"}, "dtype is one of floating numbers, such as torch.bfloat16; it is 'bfloat16'"),
+    ({"dtype": torch.uint8}, "dtype is one of floating numbers"),
 ]
 
 
@@ -234,6 +265,59 @@ def test_what_cannot_be_is_refused_in_one_line(amounts, message):
     with pytest.raises(InputError) as error:
         Augment(**amounts)
     assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        list,
+        np.array,
+        torch.tensor,
+        lambda row: np.array(row, np.float64)[:, None, None],
+        lambda row: [np.float32(value) for value in row],
+    ],
+    ids=["list", "array", "tensor", "array (c, 1, 1)", "NumPy's numbers"],
+)
+def test_mean_and_std_may_be_rows_of_any_kind_and_make_the_same_augmentation(rows):
+    mean, std = (0.5, 0.25, 0.125), (0.5, 1, 2)
+    given, expected = Augment(flip=0.5, mean=rows(mean), std=rows(std)), Augment(flip=0.5, mean=mean, std=std)
+    assert given == expected
+    assert hash(given) == hash(expected)
+    assert repr(given) == "Augment(flip=0.5, mean=(0.5, 0.25, 0.125), std=(0.5, 1.0, 2.0))"
+    batch = _batch()
+    assert torch.equal(given(batch, keys=_keys(np.arange(12))), expected(batch, keys=_keys(np.arange(12))))
+
+
+def test_amounts_and_sizes_of_numpy_are_taken_and_printed_as_plain_numbers():
+    given = Augment(flip=np.float32(0.5), rotate=np.int64(5), scale=np.array([0.75, 1.5]), size=[np.int64(20), 24])
+    assert repr(given) == "Augment(flip=0.5, scale=(0.75, 1.5), rotate=5, size=(20, 24))"
+    assert given == Augment(flip=0.5, rotate=5, scale=(0.75, 1.5), size=(20, 24))
+    assert parse(repr(Augment(rotate=np.float64(2.5)))) == Augment(rotate=2.5)
+    assert Augment(size=np.int64(16))(_batch()).shape == (12, 3, 16, 16)
+    one, batch = Augment(mean=0.5, std=np.float64(0.25)), _batch()  # one number for all channels
+    assert torch.equal(one(batch), Augment(mean=(0.5,) * 3, std=(0.25,) * 3)(batch))
+
+
+def test_boxes_are_whole_pixels_of_the_batch_whatever_was_asked_for():
+    beyond = np.array([[[-0.2, 0.5, 0.4, 1.5]], [[0.5, -3.0, 7.0, 0.25]]])
+    views = Augment().views(Params(boxes=beyond), np.array([[8, 12, 3]] * 2, np.int32), (8, 12), 3)
+    assert views.boxes.tolist() == [[[0, 6, 3, 12]], [[4, 0, 8, 3]]]
+    batch = _batch(2, (8, 12)).clamp(min=1)
+    fast, slow = warp(batch, views, (8, 12)), warp(batch, views, (8, 12), kernel="reference")
+    assert torch.equal(fast, slow)
+    assert (fast == 0).sum((2, 3)).tolist() == [[18] * 3, [12] * 3]
+
+
+@pytest.mark.parametrize("box", [(10, 10, 20, 20), (-0.2, 0, 0.2, 1), (0.5, 0, 0.2, 1), (0, 0, 1, math.nan), (0, 1)])
+def test_boxes_in_pixels_or_the_wrong_way_round_are_refused(box):
+    with pytest.raises(InputError, match="params.boxes are in parts of the sides, from 0 to 1"):
+        Augment()(_batch(), params=Params(boxes=np.array([[box]], float)))
+
+
+def test_boxes_that_end_at_the_border_but_for_a_rounding_error_are_taken():
+    wiped = Augment()(_batch().clamp(min=1), params=Params(boxes=np.array([[[0, 0, 0.1 + 0.2 + 0.7 + 2e-16, 1.0]]])))
+    assert (wiped == 0).all()
 
 
 def test_what_is_no_batch_is_refused():
@@ -241,12 +325,42 @@ def test_what_is_no_batch_is_refused():
     for batch in (torch.zeros(3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.int64)):
         with pytest.raises(InputError, match="a batch of images is uint8 or float of shape"):
             aug(batch)
-    with pytest.raises(InputError, match="there are keys or params for 3 images, and 12 in the batch"):
-        aug(_batch(), keys=_keys(np.arange(3)))
+    with pytest.raises(InputError, match=r"torch\.from_numpy"):
+        aug(_batch().numpy())
+    for channels in (1, 3, 4):
+        with pytest.raises(InputError, match=r"give batch\.permute\(0, 3, 1, 2\)"):
+            aug(torch.zeros(2, 24, 32, channels))
+    assert aug(torch.zeros(2, 3, 24, 3)).shape == (2, 3, 24, 3)  # narrow images are none
     with pytest.raises(InputError, match="mean has 2 numbers, and the batch 3 channels"):
         Augment(mean=(0.5, 0.5), std=(0.2, 0.2))(_batch())
     with pytest.raises(InputError, match="pca needs the colours of the training set"):
         Augment(pca=0.1)(_batch())
+
+
+@pytest.mark.parametrize("shape", [(3,), (1,), (0,), (), (12, 1)])
+def test_keys_that_are_not_one_an_image_are_refused_because_images_would_be_changed_alike(shape):
+    with pytest.raises(InputError, match="keys are of shape .*, and there are 12 images: give one for each"):
+        Augment(rotate=5)(_batch(), keys=np.ones(shape, np.uint64))
+
+
+def test_params_that_do_not_fit_the_batch_are_refused_and_one_row_serves_all():
+    aug, batch, keys = Augment(rotate=5), _batch(), _keys(np.arange(12))
+    with pytest.raises(InputError, match="give keys or params, not both"):
+        aug(batch, keys=keys, params=aug.params(keys))
+    for short in (Params(rotate=np.ones(12), flip=np.ones(2)), aug.params(keys[:5]), Params(flip=1.0)):
+        with pytest.raises(
+            InputError, match=r"params\.\w+ is of shape .*, and there are 12 images: give 12, or 1 for all"
+        ):
+            aug(batch, params=short)
+    one_flip = Params(flip=np.ones(1), brightness=np.full(12, 255.0))
+    assert torch.equal(aug(batch.float() / 256, params=one_flip), batch.flip(-1) / 256 * 255)
+
+
+def test_colours_are_taken_of_the_rows_that_are_given_in_any_form():
+    batch = _batch()
+    assert principal_components(batch, [0, 2]) == principal_components(batch[[0, 2]])
+    with pytest.raises(InputError, match="principal_components: rows is empty"):
+        principal_components(batch, [])
 
 
 def test_a_preset_is_read_from_text_and_printed_as_it_can_be_read():

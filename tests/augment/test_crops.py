@@ -7,6 +7,7 @@ from PIL import Image
 from torch import nn
 
 import trainwell as tw
+from trainwell import random
 from trainwell.augment import Augment, View, average, flips, multi_scale, samples, shifts, ten_crop
 from trainwell.augment.warp import warp
 from trainwell.errors import InputError
@@ -23,7 +24,33 @@ def test_ten_crops_are_the_corners_and_the_centre_and_their_mirror_images_to_the
     assert all(torch.equal(a, b) for a, b in zip(seen, expected, strict=True))
 
 
-def test_scales_are_of_the_short_side_and_shrink_without_aliasing():
+@pytest.mark.parametrize("size", [1, 7, 15, 16, 17, 19, 20])
+def test_crops_are_of_whole_pixels_where_torchvision_has_them_whatever_the_differences(size):
+    tall = torch.rand(2, 3, 97, 64, generator=torch.Generator().manual_seed(1))
+    for batch in (BATCH, BATCH.transpose(-1, -2), tall):
+        y, x = batch.shape[2] - size, batch.shape[3] - size
+        places = [(0, 0), (0, x), (y, 0), (y, x), (int(round(y / 2)), int(round(x / 2)))]  # noqa: RUF046
+        for view, (top, left) in zip(ten_crop(size, flip=False), places, strict=True):
+            assert torch.equal(view(batch), batch[:, :, top : top + size, left : left + size])
+
+
+def test_without_mirror_images_the_others_are_the_same():
+    for whole, some in (
+        (ten_crop(16), ten_crop(16, flip=False)),
+        (shifts(0.2), shifts(0.2, flip=False)),
+        (multi_scale((16, 24), 16), multi_scale((16, 24), 16, flip=False)),
+        (
+            average("shifts,ten-crop,multi-scale", Augment(), 16),
+            average("shifts,ten-crop,multi-scale", Augment(), 16, False),
+        ),
+    ):
+        assert len(some) == len(whole) // 2
+        for one, other, mirrored in zip(some, whole[::2], whole[1::2], strict=True):
+            assert torch.equal(one(BATCH), other(BATCH))
+            assert not torch.equal(one(BATCH), mirrored(BATCH))
+
+
+def test_scales_are_of_the_short_side_and_shrink_as_pillows_box_does():
     picture = (255 * BATCH[0].permute(1, 2, 0)).byte().repeat_interleave(8, 0).repeat_interleave(8, 1).numpy()
     images, size = Images.from_list([picture]), (40, 40)  # of 160 by 208
     for short, view in zip((40, 80), multi_scale((40, 80), 40)[8::10], strict=True):  # the centres
@@ -56,6 +83,16 @@ def test_samples_are_draws_of_the_augmentation_the_same_for_all_images_and_batch
     assert not torch.equal(other, whole[0])
 
 
+@pytest.mark.parametrize("side", [16, 20, 40, 97])
+def test_samples_show_what_training_shows_whatever_the_size_of_the_images(side):
+    aug = Augment(rotate=30, brightness=0.3, crop=1, scale=(0.8, 1.5), erase=1.0, size=24)
+    draws = aug.params(random.keys(random.key(5, "samples"), np.arange(2)))
+    batch = torch.rand(3, 3, side, side + 5, generator=torch.Generator().manual_seed(2))
+    for number, view in enumerate(samples(aug, 2, seed=5)):
+        assert torch.equal(view(batch), aug(batch, params=draws[number]))
+        assert view(batch).shape[2:] == (24, 24)
+
+
 def test_marginalize_averages_the_probabilities_of_the_views():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 4)).eval()
@@ -76,12 +113,35 @@ def test_marginalize_averages_the_probabilities_of_the_views():
         ("flips:2", "samples alone takes a number"),
         ("samples:-1", "from 1 to 1000"),
         ("flips,", "average must be of"),
+        (None, "average is text, such as 'ten-crop,samples:8'; it is None"),
+        (["flips"], "average is text"),
+        ("flips,shifts,flips", "flips is there twice"),
+        ("samples:4, samples:8", "samples is there twice"),
     ],
 )
 def test_an_average_that_cannot_be_is_refused(text, message):
     with pytest.raises(InputError, match="average") as error:
         average(text, Augment(), 32)
     assert message in str(error.value)
+
+
+def test_mirror_images_that_training_did_not_show_are_refused_and_what_to_take_is_said():
+    with pytest.raises(
+        InputError, match="flips are mirror images, of which training showed none: take shifts, ten-crop"
+    ):
+        average("ten-crop,flips", Augment(), 32, flip=False)
+
+
+@pytest.mark.parametrize("size", [0, -3, 24.0, (24, 32), True, "24"])
+def test_a_crop_whose_side_is_no_number_of_pixels_is_refused(size):
+    with pytest.raises(InputError, match="ten_crop: size is the side of the crops, in pixels, from 1; it is"):
+        ten_crop(size)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_no_samples_are_refused(count):
+    with pytest.raises(InputError, match=f"samples: count is how many draws, from 1; it is {count}"):
+        samples(Augment(rotate=5), count)
 
 
 def test_words_for_views_may_be_written_as_in_python():

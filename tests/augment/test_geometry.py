@@ -143,6 +143,24 @@ def test_shrinking_is_pillows_box_within_a_grey_level(kernel, shrink):
 
 
 @KERNELS
+@pytest.mark.parametrize(
+    ("shrink", "on_average", "at_most"),
+    [(1.4, 0.6, 5.5), (1.6, 1.2, 11), (2.5, 2.1, 12)],  # seen: 0.55 and 5.0, 1.14 and 10.6, 2.00 and 11.2 of 255
+)
+def test_shrinking_by_other_numbers_is_pillows_bilinear_about(kernel, shrink, on_average, at_most):
+    """Nothing is averaged below 1.5; from there on, blocks of a whole number of pixels, which blur a little more."""
+    height, width = round(60 * shrink), round(40 * shrink)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(height, width, 3)), (4, 4, 0))
+    picture = (128 + 60 * noise / noise.std()).clip(0, 255).astype(np.uint8)
+    images = Images.from_list([picture])
+    views = Augment().views(Params(), images.shapes, (60, 40), 3)
+    got = warp(images, views, (60, 40), kernel=kernel)[0].permute(1, 2, 0).numpy()
+    expected = np.asarray(Image.fromarray(picture).resize((40, 60), Image.Resampling.BILINEAR), float)
+    assert np.abs(got - expected).mean() < on_average
+    assert np.abs(got - expected).max() < at_most
+
+
+@KERNELS
 @pytest.mark.parametrize("mode", PADDINGS)
 @given(seed=st.integers(0, 10**6))
 def test_kernel_and_reference_are_one(kernel, mode, seed):

@@ -1,3 +1,4 @@
+import dataclasses
 import multiprocessing
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,7 +10,7 @@ from PIL import Image
 from scipy import ndimage
 
 from trainwell.augment.geometry import centre_crop
-from trainwell.augment.warp import Views, _compiled
+from trainwell.augment.warp import Views, _compiled, _mean_grey
 from trainwell.augment.warp import warp as warped
 from trainwell.errors import InputError
 from trainwell.images import Images
@@ -88,7 +89,7 @@ def test_layout_and_threads_do_not_change_a_pixel():
     assert torch.equal(one, three)
 
 
-def test_shrinking_does_not_alias():
+def test_a_fine_pattern_shrunk_by_a_whole_number_is_its_mean():
     stripes = Images.from_array(np.tile(np.array([0, 255], np.uint8), (1, 64, 32))[..., None])
     got = warp(stripes, np.array([0]), centre_crop(stripes.shapes, (16, 16)), ONES[:, :1], ZEROS[:, :1], (16, 16))
     assert (got - 127.5).abs().max() < 1
@@ -117,6 +118,32 @@ def test_grey_fills_all_channels():
     for kernel in ("auto", "reference"):
         got = warp(images, np.array([0]), centre_crop(images.shapes, (4, 4)), ONES, ZEROS, (4, 4), kernel=kernel)
         assert all(torch.allclose(got[0, k], torch.arange(16.0).reshape(4, 4)) for k in range(3))
+
+
+@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("box", [(-1, 0, 2, 2), (0, 0, 6, 2), (0, -2, 5, 2), (0, 0, 5, 7)])
+def test_a_box_beyond_the_batch_is_refused_before_the_kernel_writes_it(kernel, box):
+    batch = torch.ones(3, 3, 5, 6)
+    views = Views.plain(centre_crop(np.array([[5, 6, 3]]), (5, 6)), ONES, ZEROS)
+    with pytest.raises(ValueError, match=r"boxes must lie within \(5, 6\)"):
+        warped(batch, dataclasses.replace(views, boxes=np.array([[box]])), (5, 6), kernel=kernel)
+    edge = dataclasses.replace(views, boxes=np.array([[[4, 5, 5, 6]]]))  # the last pixel
+    assert (warped(batch, edge, (5, 6), kernel=kernel) == 0).nonzero()[:, 2:].unique(dim=0).tolist() == [[4, 5]]
+
+
+def test_the_mean_grey_needs_no_float64_on_a_device_that_has_none():
+    class OnMps(torch.Tensor):
+        device = torch.device("mps")
+
+        def to(self, dtype):
+            assert dtype != torch.float64
+            return super().to(dtype)
+
+        def double(self):
+            return self.to(torch.float64)
+
+    pixels = torch.from_numpy(RNG.integers(0, 256, (2, 3, 9, 7), dtype=np.uint8)).float()
+    torch.testing.assert_close(_mean_grey(pixels.as_subclass(OnMps)).as_subclass(torch.Tensor), _mean_grey(pixels))
 
 
 def test_colour_is_not_silently_made_grey():

@@ -11,6 +11,7 @@ from torch import nn
 
 import trainwell as tw
 from trainwell.errors import InputError
+from trainwell.train import augmentation
 from trainwell.train.prepare import Custom, prepared
 
 RNG = np.random.default_rng(0)
@@ -109,6 +110,38 @@ def test_what_is_no_augmentation_is_refused_before_anything_is_done(augment, mes
     assert message in str(error.value)
 
 
+SYMBOLS = [
+    ["0", "1", "9", "none"],
+    ["α", "β", "γ"],
+    ["digit_0", "digit_1"],
+    ["A_upper", "a_lower"],
+    ["007", "42"],
+    ["One", " two "],
+    ["e\u0301", "a"],  # as folders on a Mac are called
+]
+NAMES = [
+    ["cat", "dog"],
+    ["c", "python"],
+    ["100", "101"],
+    ["+", "-"],
+    ["0"],
+    [],
+    ["digit_", "_upper"],
+    ["9" * 5000, "a"],
+]
+
+
+@pytest.mark.parametrize(
+    ("classes", "expected"),
+    [(classes, "standard(flip=0.0)") for classes in SYMBOLS] + [(classes, "standard") for classes in NAMES],
+    ids=lambda value: str(value)[:30],
+)
+def test_classes_are_digits_or_letters_by_their_names_in_any_script(classes, expected):
+    chosen, why = augmentation.chosen("classification", classes, True)
+    assert chosen == expected
+    assert ("no flips" in why) == (expected != "standard")
+
+
 def test_only_training_sees_it(named):
     data = tw.load(named, quiet=True)
     recipe = tw.Recipe(augment="strong", model="resnet8", batch_size=8, threads=1)
@@ -156,12 +189,50 @@ def test_values_are_averaged_as_they_are_and_keep_their_shape(tmp_path):
             return self.weight * x.mean((1, 2, 3))
 
     targets = RNG.normal(size=90).astype(np.float32)
-    made = tw.fit(
-        (PHOTOS, targets), model=One(), out=tmp_path / "run", **{k: v for k, v in QUICK.items() if k != "model"}
-    )
+    quick = {k: v for k, v in QUICK.items() if k != "model"}
+    made = tw.fit((PHOTOS, targets), model=One(), out=tmp_path / "run", augment="Augment(flip=0.5)", **quick)
     plain, averaged = made.predict(PHOTOS[:5]).outputs, made.predict(PHOTOS[:5], average="flips").outputs
     assert averaged.shape == plain.shape == (5,)
     np.testing.assert_allclose(averaged, plain, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "augment", "mirrored"),
+    [
+        (("0", "1"), "auto", False),
+        (("0", "1"), "none", False),
+        (("0", "1"), "standard", True),
+        (("cat", "dog"), "none", True),
+        (("cat", "dog"), "standard(flip=0.0)", False),
+    ],
+)
+def test_mirror_images_are_averaged_over_where_training_showed_them_or_they_show_the_same(
+    classes, augment, mirrored, tmp_path
+):
+    targets = np.array(classes)[np.arange(90) % 2]
+    made = tw.fit((PHOTOS, targets), out=tmp_path / "run", augment=augment, precision="fp32", **QUICK)
+    mean, std = (torch.tensor(made.info[name]).view(3, 1, 1) for name in ("mean", "std"))
+    x = (torch.from_numpy(PHOTOS[:9]).permute(0, 3, 1, 2) / 255 - mean) / std
+    expected, other = (
+        tw.ensemble.marginalize(made.model, x, crops=tw.augment.shifts(flip=flip)).probabilities.numpy()
+        for flip in (mirrored, not mirrored)
+    )
+    averaged = made.predict(PHOTOS[:9], average="shifts").outputs
+    np.testing.assert_allclose(averaged, expected, atol=1e-5)
+    assert np.abs(averaged - other).max() > 1e-4
+    assert len(made._views("shifts,ten-crop,multi-scale", (12, 14))[1]) == (70 if mirrored else 35)
+    if mirrored:
+        assert made.predict(PHOTOS[:9], average="flips").outputs.shape == (9, 2)
+    else:
+        with pytest.raises(InputError, match="mirror images, of which training showed none: take shifts, ten-crop"):
+            made.predict(PHOTOS[:9], average="flips")
+
+
+def test_numbers_that_may_depend_on_direction_are_not_averaged_over_mirror_images(tmp_path):
+    made = tw.fit((PHOTOS, RNG.normal(size=90).astype(np.float32)), out=tmp_path / "run", **QUICK)
+    assert made.predict(PHOTOS[:2], average="shifts").outputs.shape == (2,)
+    with pytest.raises(InputError, match="mirror images, of which training showed none"):
+        made.predict(PHOTOS[:2], average="flips")
 
 
 def test_what_cannot_be_averaged_is_refused(named, run, tmp_path):
@@ -174,3 +245,6 @@ def test_what_cannot_be_averaged_is_refused(named, run, tmp_path):
         plain.predict(PHOTOS[:2], average="samples:2")
     with pytest.raises(InputError, match="did you mean 'ten-crop'"):
         run.predict(PHOTOS[:2], average="ten-crap")
+    for average in (None, 5, ["flips"]):
+        with pytest.raises(InputError, match="average is text, such as"):
+            run.predict(PHOTOS[:2], average=average)

@@ -31,7 +31,7 @@ class Components(NamedTuple):
     vectors: tuple[tuple[float, float, float], ...]
 
 
-def principal_components(images: Any, rows: npt.NDArray[np.int64] | None = None, most: int = 2_000) -> Components:
+def principal_components(images: Any, rows: npt.ArrayLike | None = None, most: int = 2_000) -> Components:
     """Returns the principal components of the red, green and blue of all pixels of a training set.
 
     Args:
@@ -40,13 +40,18 @@ def principal_components(images: Any, rows: npt.NDArray[np.int64] | None = None,
         rows: which of them are trained on; by default all.
         most: how many images are looked at, spread evenly; of large ones, pixels of a grid.
 
+    Raises:
+        InputError: the images are no such array, or there are no rows.
+
     >>> noise = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), dtype=np.uint8)
     >>> components = principal_components(noise.repeat(3, 3))  # grey alone
     >>> np.round(np.abs(components.vectors[0]), 3).tolist(), round(components.values[1], 6)
     ([0.577, 0.577, 0.577], 0.0)
     """
     images = Images.of(images)
-    rows = np.arange(len(images)) if rows is None else rows
+    rows = np.arange(len(images)) if rows is None else np.asarray(rows, np.int64)
+    if not len(rows):
+        raise InputError("principal_components: rows is empty: give the numbers of one image or more")
     count, total, products = 0, np.zeros(3), np.zeros((3, 3))
     for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.int64)]:
         image = images[int(row)]

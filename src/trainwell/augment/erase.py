@@ -48,5 +48,9 @@ def squares(uniform: Floats, side: float, size: tuple[int, int]) -> Floats:
 
 
 def in_pixels(boxes: Floats, size: tuple[int, int]) -> npt.NDArray[np.int64]:
-    """Returns boxes in whole pixels."""
-    return np.asarray(np.rint(boxes * np.array([*size, *size])), np.int64)
+    """Returns boxes in whole pixels; what is beyond the border is cut off.
+
+    >>> in_pixels(np.array([-0.5, 0.25, 1.5, 1.0]), (8, 4)).tolist()
+    [0, 1, 8, 4]
+    """
+    return np.asarray(np.rint(np.clip(boxes, 0, 1) * np.array([*size, *size])), np.int64)

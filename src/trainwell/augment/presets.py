@@ -34,7 +34,11 @@ def none(**changes: Any) -> Augment:
 
 
 def light(**changes: Any) -> Augment:
-    """Returns flips, and crops that are moved about a little."""
+    """Returns flips, and crops that are moved about a little.
+
+    >>> light(rotate=5)
+    Augment(flip=0.5, crop=1.0, translate=0.1, rotate=5)
+    """
     return Augment(**{"flip": 0.5, "crop": 1.0, "translate": 0.1} | changes)
 
 
@@ -50,7 +54,11 @@ def standard(**changes: Any) -> Augment:
 
 
 def strong(**changes: Any) -> Augment:
-    """Returns all of it, for long training and few images; with the training set's `components` also `pca=0.1`."""
+    """Returns all of it, for long training and few images; with the training set's `components` also `pca=0.1`.
+
+    >>> strong(erase=0.0).scale
+    (0.8, 1.5)
+    """
     return Augment(**_STRONG | _pca(changes) | changes)
 
 

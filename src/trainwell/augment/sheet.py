@@ -1,6 +1,5 @@
 """A sheet of pictures: what an augmentation does to one's own images."""
 
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 6
 _TILE, _LABEL, _GAP = 96, 132, 4  # pixels
+_ENLARGED = 1.25  # what crops are shown at, at least: of a square image that just covers the tile there is but one
 
 
 def pictures(augment: Augment, images: Any, rows: npt.ArrayLike | None = None, seed: int = 0) -> "Image":
@@ -26,6 +26,12 @@ def pictures(augment: Augment, images: Any, rows: npt.ArrayLike | None = None, s
         images: `tw.data.Images`, or a uint8 array or tensor of shape `(n, h, w[, c])` or `(n, c, h, w)`.
         rows: which of them are shown; by default the first two.
         seed: of the draws.
+
+    Raises:
+        InputError: the images are no such array, or `pca` lacks its `components`.
+
+    >>> pictures(Augment(rotate=20), np.zeros((2, 32, 32, 3), np.uint8)).size  # .save("sheet.png"), .show()
+    (732, 300)
     """
     from PIL import Image as Picture
     from PIL import ImageDraw
@@ -50,11 +56,15 @@ def _alone(augment: Augment) -> list[tuple[str, Params]]:
     """Returns a label and the draws for each amount that is on: from its one end to its other."""
     ends = np.linspace(-1, 1, _COLUMNS)
     low, high = augment.scales
+    large = max(high, _ENLARGED)
     ways = np.stack([ends, np.zeros(_COLUMNS)], 1)
     names: dict[str, tuple[str, dict[str, Any]]] = {
         "flip": (f"flip {augment.flip:.0%}", {"flip": np.arange(_COLUMNS) % 2.0}),
         "flip_vertical": (f"flip_vertical {augment.flip_vertical:.0%}", {"flip_vertical": np.arange(_COLUMNS) % 2.0}),
-        "crop": (f"crop {augment.crop:g}", {"position": augment.crop * np.stack([ends, ends], 1)}),
+        "crop": (
+            f"crop {augment.crop:g} at scale {large:g}",
+            {"position": augment.crop * np.stack([ends, ends], 1), "scale": np.full(1, large)},
+        ),
         "scale": (f"scale {low:g} to {high:g}", {"scale": np.linspace(low, high, _COLUMNS)}),
         "translate": (f"translate ±{augment.translate:.0%}", {"translate": augment.translate * ways}),
         "rotate": (f"rotate ±{augment.rotate:g}°", {"rotate": augment.rotate * ends}),
@@ -77,8 +87,9 @@ def _alone(augment: Augment) -> list[tuple[str, Params]]:
 
 
 def _tiles(augment: Augment, images: Images, row: int, params: Params) -> npt.NDArray[np.uint8]:
-    shown = dataclasses.replace(augment, mean=None, std=None)
     rows = np.full(_COLUMNS, row)
-    views = shown.views(params, images.shapes[rows], (_TILE, _TILE), 3, 1 / 255)
-    tiles = warp(images, views, (_TILE, _TILE), rows=rows, padding_mode=augment.padding_mode)
-    return (255 * tiles).clamp(0, 255).round().byte().permute(0, 2, 3, 1).numpy()
+    views = augment.views(params, images.shapes[rows], (_TILE, _TILE), 3, 1 / 255)
+    seen = warp(images, views, (_TILE, _TILE), rows=rows, padding_mode=augment.padding_mode)
+    # Normalised and back, so that what is wiped out shows as what the model sees there: the mean.
+    tiles = seen.permute(0, 2, 3, 1).numpy() * np.array(augment.std or 1) + np.array(augment.mean or 0)
+    return np.asarray((255 * tiles).clip(0, 255).round(), np.uint8)

@@ -1,9 +1,10 @@
 """One pass from images to a batch: gather, resample once, colour, normalise, erase.
 
 Every image has its own map from the pixels of the batch to its own: a lens about the centre of the batch's image, then
-an affine map. Where the map shrinks, the mean of a block of pixels stands for each pixel that is read, so that
-nothing is aliased; what is between pixels is interpolated bilinearly. Then the channels are mixed by a matrix and
-shifted, by which brightness, contrast, colour and normalisation are one step.
+an affine map. Where it shrinks so far that pixels would be read 1.5 or more apart, the mean of a block of them, of a
+whole number to a side, stands for each that is read: all count, and fine patterns hardly come out as coarse ones. What
+is between pixels is interpolated bilinearly. Then the channels are mixed by a matrix and shifted, by which brightness,
+contrast, colour and normalisation are one step.
 """
 
 import functools
@@ -117,13 +118,15 @@ def warp(
 
     Raises:
         InputError: an image has more channels than the batch.
-        ValueError: a map is not finite, or a shape does not fit.
+        ValueError: a map is not finite, a shape does not fit, or a box leaves the batch's images.
     """
     if padding_mode not in PADDINGS:
         raise ValueError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {padding_mode!r}")
     batch = len(source) if rows is None else len(rows)
     if not (isinstance(views, CheckedViews) and len(views.maps) == batch):
         views = views.checked(batch)
+    if views.boxes.size and (views.boxes.min() < 0 or (views.boxes[..., 2:] > size).any()):
+        raise ValueError(f"boxes must lie within {size}")  # the compiled pass writes them unchecked
     given = source if isinstance(source, Images) else _Batch(source)
     rows = np.arange(batch) if rows is None else rows
     channels, most = views.shift.shape[1], int(given.shapes[rows, 2].max(initial=0))
@@ -216,7 +219,8 @@ def _in_units(maps: Floats, source: tuple[int, int], size: tuple[int, int], bloc
 
 def _mean_grey(pixels: Tensor) -> Tensor:
     apart = max(1, pixels.shape[2] * pixels.shape[3] // MEAN_OF)
-    means = pixels[:, :, ::apart].double().mean((2, 3)).float()
+    wide = torch.float32 if pixels.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+    means = pixels[:, :, ::apart].to(wide).mean((2, 3)).float()
     return means @ torch.tensor(LUMA, dtype=torch.float32) if means.shape[1] == 3 else means.mean(1)
 
 
