@@ -14,6 +14,7 @@ from torch import nn
 
 import trainwell as tw
 from commands import call
+from trainwell.ensemble import temperature, tempered
 from trainwell.errors import InputError
 
 IMAGES = (load_digits().images * 15.9375).round().astype("uint8")[:700]
@@ -113,6 +114,22 @@ def test_its_figures_are_scikit_learns_with_intervals_around_them(ensemble, runs
     assert gain == pytest.approx(figures["accuracy"]["value"] - single)
 
 
+def test_the_gain_is_beside_the_best_single_one_with_a_temperature_of_its_own(ensemble, runs):
+    said = _evaluations(runs)[ensemble.about["kept"][0]]
+    T = temperature(said["val_outputs"], said["val_targets"])
+    assert T != 1  # or this shows nothing
+    alone = _loss(tempered(said["test_outputs"], T).numpy(), said["test_targets"].numpy())
+    value = ensemble.result["ensemble"]["log_loss"]["value"] - alone
+    assert ensemble.result["gain"]["log_loss"]["value"] == pytest.approx(value, abs=1e-9)
+
+
+def test_one_member_that_answers_alone_gains_nothing_over_itself(data, tmp_path):
+    made = tw.fit_members(data, members=1, out=tmp_path / "one", engine="loop", **QUICK | {"lr": 0.02, "epochs": 8})
+    assert made.temperature != 1
+    for figure in made.result["gain"].values():
+        assert figure["value"] == 0
+
+
 def test_the_gain_by_number_is_the_mean_over_all_ensembles_of_so_many(ensemble, runs):
     found = _evaluations(runs)
     test, targets = np.stack([one["test_outputs"].double().numpy() for one in found]), found[0]["test_targets"].numpy()
@@ -181,6 +198,23 @@ def test_models_of_ones_own_are_given_again_as_a_function_or_a_module(data, tmp_
         tw.Ensemble(made.path).predict(IMAGES[:5])
 
 
+def test_snapshots_that_runs_were_opened_with_are_what_answers(data, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", snapshots=3, **QUICK | {"lr": 0.02})
+    names = sorted(path.relative_to(run.path).as_posix() for path in run.path.glob("snapshots/step-*"))
+    opened = [tw.Run(run.path, weights=name) for name in names]
+    made = tw.Ensemble.of([*opened, run], out=tmp_path / "made")
+    assert [member["run"] for member in made.about["members"]] == [f"members/{k}" for k in (1, 2, 3, 4)]
+    for number, one in enumerate([*opened, run], 1):
+        copied = tw.Run(made.path / f"members/{number}").predict(IMAGES[:9]).outputs
+        np.testing.assert_array_equal(copied, one.predict(IMAGES[:9]).outputs)
+        truth = data.test.targets[data.test.indices]
+        right = one.predict(np.stack([data.images[row] for row in data.test.indices])).outputs.argmax(1) == truth
+        assert made.result["single"][number - 1]["accuracy"]["value"] == pytest.approx(right.mean())
+    (run.path / names[0].replace("step-", "evaluation-")).unlink()
+    with pytest.raises(InputError, match=r"has no snapshots.evaluation-.*: it is not finished"):
+        tw.Ensemble.of(opened, out=tmp_path / "other")
+
+
 # ---------------------------------------------------------------------- the command line
 
 
@@ -214,6 +248,21 @@ def test_a_run_that_is_not_finished_is_refused(runs, tmp_path):
         (own / name).write_bytes((runs[0].path / name).read_bytes())
     with pytest.raises(InputError, match="not finished"):
         tw.Ensemble.of([runs[0], own], out=tmp_path / "ensemble")
+
+
+def test_an_ensemble_is_of_two_runs_or_more_each_of_them_once(runs, ensemble, tmp_path):
+    own = runs[0].path
+    for given in ([], runs[:1], str(own), own, runs[0]):
+        with pytest.raises(InputError, match="of two runs or more: give a list"):
+            tw.Ensemble.of(given, out=tmp_path / "made")
+    for given in ([runs[0], own], [str(own), runs[1], own / ".." / own.name]):
+        with pytest.raises(InputError, match=f"run {len(given)} is run 1 again"):
+            tw.Ensemble.of(given, out=tmp_path / "made")
+    with pytest.raises(InputError, match="is an ensemble itself: give its members"):
+        tw.Ensemble.of([ensemble, runs[0]], out=tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+    made = tw.Ensemble.of((run for run in runs[:2]), out=tmp_path / "made")
+    assert len(made.about["members"]) == 2
 
 
 def test_what_is_no_ensemble_says_so(runs, ensemble, tmp_path):

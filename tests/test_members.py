@@ -2,23 +2,29 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
 
 import trainwell as tw
 from commands import call
+from trainwell import engines
+from trainwell.engines import Members
 from trainwell.errors import DivergedError, InputError
 from trainwell.train import Trainer
 
 IMAGES = (load_digits().images * 15.9375).round().astype("uint8")[:400]
 TARGETS = load_digits().target[:400]
+RNG = np.random.default_rng(0)
 QUICK = {"model": "mlp", "batch_size": 32, "epochs": 3, "threads": 1, "augment": "none", "quiet": True, "folds": 1}
 
 
@@ -79,8 +85,31 @@ def test_each_member_of_a_function_begins_at_weights_of_its_own(tmp_path):
 
 def test_members_are_cross_validated_where_a_run_would_be(tmp_path):
     made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK | {"folds": 2})
-    assert made.result["test_samples"] == len(IMAGES)
-    assert (tmp_path / "out/members/2/folds/2/result.json").exists()
+    own = tmp_path / "out/members/2"
+    assert (own / "folds/2/result.json").exists()
+    # Those that chose members and temperature are not judged.
+    chose, said = load_file(own / "split.safetensors")["val"], load_file(own / "evaluation.safetensors")
+    judged = ~np.isin(said["test_rows"].numpy(), chose.numpy())
+    assert 0 < made.result["test_samples"] == judged.sum() == len(IMAGES) - len(chose)
+    right = said["test_outputs"].argmax(1) == said["test_targets"]
+    found = made.result["single"][1]["accuracy"]["value"]
+    assert found == pytest.approx(right.numpy()[judged].mean())
+    assert made.report().exists()
+
+
+@pytest.mark.parametrize("fastest", ["loop", "stacked"])
+def test_auto_takes_the_way_that_is_fastest_and_a_resume_stays_with_it(fastest, tmp_path, monkeypatch):
+    times = {"loop": 2.0, "stacked": 2.0, fastest: 1.0}
+    monkeypatch.setattr(Members, "step_times", lambda *_, **__: times)
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", **QUICK)
+    assert json.loads((tmp_path / "out/ensemble.json").read_text())["engine"] == fastest
+    monkeypatch.setattr(Members, "step_times", lambda *_, **__: pytest.fail("it is tried again"))
+    trained, ways = [], {"loop": "fit", "stacked": "run_stacked"}
+    for way, name in ways.items():
+        real = getattr(engines, name)
+        monkeypatch.setattr(engines, name, lambda *a, _w=way, _r=real, **k: trained.append(_w) or _r(*a, **k))
+    tw.fit_members((IMAGES, TARGETS), members=3, out=tmp_path / "out", resume=True, **QUICK)
+    assert trained == [fastest]
 
 
 # ---------------------------------------------------------------------- interrupted
@@ -183,13 +212,149 @@ def test_more_members_can_be_added_and_those_there_stay(tmp_path):
     assert again.about == more.about
 
 
-def test_a_member_that_diverges_is_left_out_and_told(tmp_path):
-    members = [{"lr": 1e-3}, {"lr": 1e30, "optimizer": "sgd", "clip_grad": 1e30}, {"lr": 2e-3}]
-    made = tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "out", engine="loop", **QUICK)
-    assert [one["run"] for one in made.about["members"]] == ["members/1", "members/3"]
-    assert "not finite" in made.about["failed"]["2"]
+@pytest.mark.parametrize("engine", ["loop", "processes", "stacked", "auto"])
+def test_a_member_that_diverges_is_left_out_and_told(engine, tmp_path):
+    fields = QUICK | {"engine": engine, "optimizer": "sgd", "clip_grad": 1e30}
+    members = [{"lr": 1e30}, {"lr": 1e-3}, {"lr": 2e-3}]
+    made = tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "out", **fields)
+    assert [one["run"] for one in made.about["members"]] == ["members/2", "members/3"]
+    assert made.about["failed"].keys() == {"1"}
+    assert made.about["failed"]["1"].startswith("not finite")
+    again = tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", resume=True, quiet=True)
+    assert again.about == made.about
     with pytest.raises(DivergedError, match="no member of .* could be trained; the first: not finite"):
-        tw.fit_members((IMAGES, TARGETS), members=members[1:2], out=tmp_path / "none", engine="loop", **QUICK)
+        tw.fit_members((IMAGES, TARGETS), members=[{"lr": 1e30}, {"lr": 2e30}], out=tmp_path / "none", **fields)
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+def test_an_ensemble_one_of_whose_members_diverged_is_resumed_to_the_same_bits(engine, tmp_path, monkeypatch):
+    fields = QUICK | {"engine": engine, "optimizer": "sgd", "clip_grad": 1e30, "save_seconds": 0.0}
+    members = [{"lr": 1e30}, {"lr": 1e-3}, {"lr": 2e-3}]
+    tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "whole", **fields)
+    take = Trainer.take_batch
+
+    def fail(self):
+        if self.recipe.lr == 2e-3 and self.step == 12:
+            raise SystemError("the machine went down")
+        return take(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_batch", fail)
+        with pytest.raises(SystemError):
+            tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "cut", **fields)
+    tw.fit_members((IMAGES, TARGETS), out=tmp_path / "cut", resume=True, quiet=True)
+    for number in (2, 3):
+        name = f"members/{number}/model.safetensors"
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_resume_keeps_members_that_are_done_with_overwrite_too(tmp_path):
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK)
+    kept = tmp_path / "out/members/1/result.json"
+    before = kept.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out/members/2")
+    both = {"resume": True, "overwrite": True}
+    made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **both, **QUICK)
+    assert kept.stat().st_mtime_ns == before
+    assert len(made.about["members"]) == 2
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", overwrite=True, **QUICK)
+    assert kept.stat().st_mtime_ns != before
+
+
+def test_another_mean_is_taken_of_the_members_that_are_there(tmp_path):
+    made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", mean="geometric", engine="loop", **QUICK)
+    before = _weights(tmp_path / "out", 2)
+    again = {"out": tmp_path / "out", "resume": True, "quiet": True}
+    assert tw.fit_members((IMAGES, TARGETS), **again).about == made.about  # which is geometric still
+    other = tw.fit_members((IMAGES, TARGETS), mean="arithmetic", **again)
+    assert other.mean == "arithmetic"
+    assert other.about["result"] != made.about["result"]
+    assert _weights(tmp_path / "out", 2) == before
+    x, y = RNG.normal(size=(60, 3)).astype(np.float32), RNG.normal(size=60).astype(np.float32)
+    with pytest.raises(InputError, match="geometric mean is of the probabilities"):
+        tw.fit_members((x, y), members=2, out=tmp_path / "values", mean="geometric", folds=1, epochs=1, quiet=True)
+    assert not (tmp_path / "values").exists()
+
+
+# ---------------------------------------------------------------------- models that are code
+
+
+@pytest.fixture
+def nets(tmp_path, monkeypatch):
+    """A module of one's own in the working directory, that tells when it is imported."""
+    name = f"nets_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        f"from torch import nn\nopen({str(tmp_path / 'imported')!r}, 'w').close()\n"
+        "def make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return f"{name}:make"
+
+
+def _plan(folder, **fields):
+    """Writes an ensemble's file as a stranger might."""
+    about = {"members": [{"run": "members/1", "weights": "model.safetensors"}], "mean": "arithmetic", "engine": "loop",
+             "source": "digits", "loading": {"folds": 1}, "recipes": [{"epochs": 1, "threads": 1}]}  # fmt: skip
+    folder.mkdir()
+    (folder / "ensemble.json").write_text(json.dumps(about | fields))
+
+
+def test_an_ensemble_from_a_stranger_runs_no_code(nets, tmp_path, capsys):
+    recipes = [{"epochs": 1, "model": nets}, {"epochs": 1, "model": nets, "seed": 1}]
+    _plan(tmp_path / "out", recipes=recipes)
+    for words in ((), ("--members", "3"), ("--overwrite",)):
+        code, _, err = call(capsys, "fit", "--resume", "--out", "out", *words)
+        assert code == 2
+        assert err.count("\n") == 1
+        assert f"is code, {nets!r}, which is not run because a file names it" in err
+        assert err.rstrip().endswith(f"name it again: --model {nets}")
+    with pytest.raises(InputError, match="is code"):
+        tw.fit_members(None, out="out", resume=True, quiet=True)
+    with pytest.raises(InputError, match="other members"):
+        tw.fit_members(None, out="out", resume=True, model="mlp", quiet=True)
+    _plan(tmp_path / "mixed", recipes=[{"epochs": 1, "model": "mlp"}, {"epochs": 1, "model": nets}])
+    with pytest.raises(InputError, match="is code"):
+        tw.fit_members(None, out="mixed", resume=True, model="mlp", quiet=True)
+    _plan(tmp_path / "chosen", chosen={"model": nets})
+    with pytest.raises(InputError, match="is code"):
+        tw.fit_members(None, out="chosen", resume=True, quiet=True)
+    assert not (tmp_path / "imported").exists()
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"ensemble.json"}
+
+
+def test_a_model_by_the_name_of_a_function_is_gone_on_with_where_it_is_named_again(nets, tmp_path, capsys, monkeypatch):
+    words = ["digits", "--folds", "1", "--model", nets, "--epochs", "1", "--threads", "1", "--lr", "0.01"]
+    engine = ["--engine", "loop", "--out", "out"]
+
+    def cut(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", cut)
+        code, _, err = call(capsys, "fit", *words, "--members", "2", *engine)
+    assert code == 130
+    assert err.rstrip().endswith(f"go on with: trainwell fit --resume --out out --model {nets}")
+    code, _, err = call(capsys, "fit", "--resume", "--out", "out", "--model", nets)
+    assert code == 0
+    assert "together:" in err or "alone, as no other" in err
+    made = tw.fit_members(None, members=3, out="out", resume=True, model=nets, quiet=True)
+    assert len(made.about["members"]) == 3
+    assert len(made.predict(IMAGES[:2]).labels) == 2
+    assert tw.Run("out/members/3").recipe.lr == 0.01  # as of those that were there
+
+
+def test_members_with_built_in_models_and_with_code_answer_together(nets, tmp_path):
+    fields = {name: value for name, value in QUICK.items() if name != "model"} | {"engine": "loop"}
+    made = tw.fit_members(
+        (IMAGES, TARGETS), members=[{"model": "mlp"}, {"model": nets, "lr": 0.01}], out="out", **fields
+    )
+    about = json.loads((tmp_path / "out/ensemble.json").read_text()) | {"kept": [0, 1]}
+    (tmp_path / "out/ensemble.json").write_text(json.dumps(about))
+    for model in (nets, lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 10))):
+        assert len(tw.Ensemble("out", model).predict(IMAGES[:2]).labels) == 2
+    assert len(made.predict(IMAGES[:2]).labels) == 2
+    with pytest.raises(InputError, match="code"):
+        tw.Ensemble("out").predict(IMAGES[:2])
 
 
 # ---------------------------------------------------------------------- the command line
@@ -235,6 +400,17 @@ def test_flags_of_members_without_members_are_refused(capsys):
         ({"jobs": 0}, "jobs must be at least 1"),
         ({"backend": "ray", "engine": "loop"}, "backend is for engine='processes'"),
         ({"model": nn.Linear(64, 10)}, "give a function that makes the model"),
+        (
+            {"model": _loop, "members": [{}, {"model": "mlp"}]},
+            "member 2 names the model 'mlp', and model= is a function",
+        ),
+        ({"members": []}, "a number, or a list"),
+        ({"members": True}, "a number, or a list"),
+        ({"members": {"lr": 1}}, "a number, or a list"),
+        ({"on_epoch_end": print}, "on_epoch_end is for fit alone"),
+        ({"member": 3}, "has 'member'.*did you mean 'members'"),
+        ({"backend": "rya"}, "backend must be one of ray, dask; it is 'rya'.*did you mean 'ray'"),
+        ({"backend": "dask"}, "backend='dask' finds no cluster"),
         ({"model": lambda: 3}, "model must return a torch.nn.Module"),
         ({"engine": "stacked", "folds": 2}, "cannot be stacked: cross-validation"),
         ({"engine": "stacked", "members": [{}, {"model": "resnet8"}]}, "cannot be stacked: .*model"),
@@ -248,9 +424,48 @@ def test_what_cannot_be_is_one_line_and_nothing_is_started(arguments, words, tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_members_may_be_numpys_number_or_a_generator(tmp_path):
+    for name, members in (("number", np.int64(2)), ("generator", ({"seed": seed} for seed in range(2)))):
+        made = tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / name, engine="loop", **QUICK)
+        assert [one["seed"] if one.get("seed") else 0 for one in made.about["recipes"]] == [0, 1]
+
+
+def test_an_ensemble_that_was_made_of_runs_is_not_gone_on_with(tmp_path, capsys):
+    made = tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "two", engine="loop", **QUICK)
+    of = tw.Ensemble.of([made.path / "members/1", made.path / "members/2"], out=tmp_path / "of")
+    with pytest.raises(InputError, match="an ensemble of finished runs, with which there is no going on: Ensemble.of"):
+        tw.fit_members((IMAGES, TARGETS), members=3, out=of.path, resume=True, **QUICK)
+    code, _, err = call(capsys, "fit", "--resume", "--out", of.path)
+    assert code == 2
+    assert "no going on" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"recipes": []}, {"recipes": 3}, {"recipes": [3]}, {"recipes": [{"lrr": 1}]}, {"loading": {"lr": 1}},
+        {"loading": []}, {"engine": "fast"}, {"engine": None}, {"source": 3}, {"threads": "two"}, {"chosen": []},
+        {"chosen": {"sees": 1}}, {"share_of_minutes": 0, "recipes": [{"minutes": 1}]},
+    ],
+)  # fmt: skip
+def test_a_strangers_or_a_damaged_plan_is_one_line(fields, tmp_path):
+    _plan(tmp_path / "out", **fields)
+    with pytest.raises(InputError, match=r"ensemble\.json is damaged") as error:
+        tw.fit_members(None, out=tmp_path / "out", resume=True, quiet=True)
+    assert "\n" not in str(error.value)
+
+
 def test_it_is_resumed_as_it_was_started_or_not_at_all(tmp_path):
     tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="loop", **QUICK)
-    for other in ({"lr": 0.5}, {"members": 1}, {"members": [{"lr": 1.0}, {}]}, {"engine": "processes"}, {"folds": 2}):
+    for other in (
+        {"lr": 0.5},
+        {"members": 1},
+        {"members": [{"lr": 1.0}, {}]},
+        {"engine": "processes"},
+        {"folds": 2},
+        {"model": "resnet8"},
+    ):
         with pytest.raises(InputError, match="was started"):
             tw.fit_members((IMAGES, TARGETS), out=tmp_path / "out", resume=True, **{**QUICK, **other})
     with pytest.raises(InputError, match="trained on arrays, which are not kept"):
@@ -271,6 +486,7 @@ def test_a_cluster_whose_library_is_missing_says_what_to_install(tmp_path, monke
     monkeypatch.setitem(sys.modules, "ray.util.joblib", None)
     with pytest.raises(InputError, match=r"pip install 'trainwell\[ray\]'"):
         tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", backend="ray", **QUICK)
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_written_says_how_it_came_about(tmp_path):

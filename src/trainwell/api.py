@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from trainwell.train.prepare import Custom, prepared, tell
 from trainwell.train.range_test import range_test
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import finish
+from trainwell.train.snapshots import taken
 
 OnEpochEnd = Callable[[Trainer, Row], object]
 _LOADING = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()
@@ -320,6 +321,10 @@ def _train(
     if trainer.recipe.l1 and "sparsity" in result:
         display.say(f"{result['sparsity']:.1%} of the weights are exactly 0")
     if trainer.recipe.snapshots:
+        count = len(taken(folder, trainer.step))
+        if count < trainer.recipe.snapshots:
+            display.warn(f"{count} snapshots were taken, and not {trainer.recipe.snapshots}: the run had no more "
+                         f"{'cycles' if trainer.recipe.schedule == 'restarts' else 'epochs'}")  # fmt: skip
         display.say(_of_snapshots(folder, trainer.model))
     return run
 
@@ -329,7 +334,7 @@ def _of_snapshots(folder: Path, model: nn.Module) -> str:
     run_ensemble.of_snapshots(folder)
     ensemble = run_ensemble.Ensemble(folder, model)
     ensemble.report()
-    return f"of the snapshots, {sentence_of_ensemble(ensemble.about)}"
+    return f"of the snapshots and the weights that were kept, {sentence_of_ensemble(ensemble.about)}"
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -374,8 +379,10 @@ def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
             )
 
 
-def told_apart(given: Recipe | Path | str | None, options: dict[str, Any]) -> tuple[Recipe, dict[str, Any]]:
-    """Returns the recipe with some fields changed, and the options of loading.
+def told_apart(
+    given: Recipe | Path | str | None, options: dict[str, Any], also: Iterable[str] = ()
+) -> tuple[Recipe, dict[str, Any]]:
+    """Returns the recipe with some fields changed, and the options of loading; `also` are names to be mistyped.
 
     A length among the fields takes the place of the recipe's own.
     """
@@ -385,7 +392,7 @@ def told_apart(given: Recipe | Path | str | None, options: dict[str, Any]) -> tu
     known = [field.name for field in dataclasses.fields(Recipe)]
     for name in options:
         if name not in known and name not in _LOADING:
-            hint = nearest(name, [*known, *_LOADING, *inspect.signature(fit).parameters])
+            hint = nearest(name, [*known, *_LOADING, *(also or inspect.signature(fit).parameters)])
             raise InputError(f"neither fit, nor a recipe, nor load has {name!r}{hint}")
     fields = {name: value for name, value in options.items() if name in known}
     lengths = {"epochs": None, "steps": None, "minutes": None}

@@ -253,16 +253,20 @@ class Predict:
 
 @dataclass
 class Report:
-    """Write a run's report.html anew."""
+    """Write a run's report.html anew, and ensemble.html, if it is one with snapshots."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """the folder of the run"""
 
     def __call__(self) -> None:
         """Writes and says where."""
+        from trainwell.run import Run
         from trainwell.run_ensemble import opened
 
-        print(opened(self.run).report())
+        made = opened(self.run)
+        if made.path.joinpath("ensemble.json").exists() and made.path.joinpath("run.json").exists():
+            print(Run(self.run).report())  # of the run beside its snapshots
+        print(made.report())
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """An ensemble on disk: members that answer together, what each said, and how much better they are than one."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ from trainwell.files import new_directory, write_json
 from trainwell.images import Images
 from trainwell.run import Run
 from trainwell.train.ensemble_result import FILE, Mean, answers_of, choose, combined, judge, read
-from trainwell.train.snapshots import taken
+from trainwell.train.snapshots import evaluation_of, taken
 
 Factory = Callable[[], nn.Module]
 
-_NEEDED = ("run.json", "recipe.toml", "model.safetensors", "evaluation.safetensors", "result.json")
+_NEEDED = ("run.json", "recipe.toml", "split.safetensors", "model.safetensors", "evaluation.safetensors", "result.json")
 
 
 class Ensemble(Run):
@@ -31,8 +31,8 @@ class Ensemble(Run):
 
     Args:
         path: the folder of the ensemble, or of a run that kept snapshots.
-        model: where the members' models are code of yours: a function that makes one, a module (of which each gets a
-            copy), or its name again, "package.module:function".
+        model: where members' models are code of yours: a function that makes one, a module (of which each gets a copy),
+            or its name again, "package.module:function". Members whose models are built in do without.
 
     Attributes:
         members: those that answer, as runs, in the order in which they were chosen on validation.
@@ -48,7 +48,7 @@ class Ensemble(Run):
         if "result" not in self.about:
             raise InputError(f"{self.path} is not finished; go on with it: --resume, or fit_members(…, resume=True)")
         named = [self.about["members"][number] for number in self.about["kept"]]
-        self.members = tuple(Run(self.path / m["run"], _one(model), m["weights"]) for m in named)
+        self.members = tuple(_opened(self.path / m["run"], model, m["weights"]) for m in named)
         self.mean: Mean = self.about["mean"]
         self.temperature = float(self.about["temperature"])
         self.info, self.recipe = self.members[0].info, self.members[0].recipe
@@ -56,7 +56,7 @@ class Ensemble(Run):
     @classmethod
     def of(
         cls,
-        runs: Sequence[Run | Path | str],
+        runs: Iterable[Run | Path | str],
         out: Path | str,
         *,
         mean: Mean = "arithmetic",
@@ -67,26 +67,29 @@ class Ensemble(Run):
         Which of them answer is chosen on the validation part alone.
 
         Args:
-            runs: two or more, or their folders; what is needed of them is copied.
+            runs: two or more, or their folders; what is needed of them is copied. One that was opened with a snapshot
+                as its weights is that snapshot.
             out: the folder to make.
             mean: of the probabilities.
             model: as for `Ensemble`.
 
         Raises:
-            InputError: the runs are not of one kind, or `out` exists.
+            InputError: the runs are fewer than two, or not of one kind, one is there twice, or `out` exists.
         """
         folder = Path(out)
-        members = [run if isinstance(run, Run) else Run(run, _one(model)) for run in runs]
+        given = [] if isinstance(runs, Run | Path | str) else list(runs)
+        if len(given) < 2:
+            raise InputError("an ensemble is of two runs or more: give a list of them, or of their folders")
+        members = [run if isinstance(run, Run) else _opened(run, model) for run in given]
+        _refuse_twice(members)
         if folder.exists():
             raise InputError(f"{folder} exists already; choose another place for the ensemble")
         with new_directory(folder) as partial:
             for number, run in enumerate(members, 1):
                 own = partial / "members" / str(number)
                 own.mkdir(parents=True)
-                for name in _NEEDED:
-                    if not (run.path / name).exists():
-                        raise InputError(f"{run.path} has no {name}: it is not finished, or an ensemble itself")
-                    (own / name).write_bytes((run.path / name).read_bytes())
+                for name, copied in _files_of(run).items():
+                    (own / name).write_bytes(copied.read_bytes())
             make(partial, [member(number) for number in range(1, len(members) + 1)], mean)
         return cls(folder, model)
 
@@ -125,6 +128,13 @@ def opened(path: Path | str, model: nn.Module | Factory | str | None = None) -> 
     return Ensemble(path, model) if (Path(path) / FILE).exists() else Run(path, _one(model))
 
 
+def _opened(path: Path | str, model: nn.Module | Factory | str | None, weights: str = "model.safetensors") -> Run:
+    """Returns a member; the caller's model goes to one that was trained with code of theirs, not to one built in."""
+    run = Run(path, None, weights)
+    code = ":" in run.info["model"]["name"] and run.info.get("backbone") is None
+    return Run(path, _one(model), weights) if code or run.info["given"]["model"] else run
+
+
 def _one(model: nn.Module | Factory | str | None) -> nn.Module | str | None:
     """Returns a model for one member."""
     if isinstance(model, nn.Module):
@@ -135,21 +145,55 @@ def _one(model: nn.Module | Factory | str | None) -> nn.Module | str | None:
 # ---------------------------------------------------------------------- making one
 
 
+def _refuse_twice(runs: Sequence[Run]) -> None:
+    places = [(run.path.resolve(), run._weights) for run in runs]
+    for number, (run, place) in enumerate(zip(runs, places, strict=True), 1):
+        if isinstance(run, Ensemble):
+            raise InputError(f"{run.path} is an ensemble itself: give its members, [*ensemble.members, …]")
+        if (first := places.index(place) + 1) < number:
+            raise InputError(f"run {number} is run {first} again, {run.path}: give each once")
+
+
+def _files_of(run: Run) -> dict[str, Path]:
+    """Returns what is needed of a run as a member, by the names that it has there.
+
+    Raises:
+        InputError: something is missing.
+    """
+    files = {name: run.path / name for name in _NEEDED}
+    if run._weights != "model.safetensors":  # of which alone result.json tells
+        weights = run.path / run._weights
+        files |= {"model.safetensors": weights, "evaluation.safetensors": evaluation_of(weights)}
+        del files["result.json"]
+    for path in files.values():
+        if not path.exists():
+            name = path.relative_to(run.path)
+            raise InputError(f"{run.path} has no {name}: it is not finished, or an ensemble itself")
+    return files
+
+
 def member(number: int) -> dict[str, str]:
     """Returns where member `number`, from 1 on, is in an ensemble's folder."""
     return {"run": f"members/{number}", "weights": "model.safetensors"}
 
 
 def of_snapshots(folder: Path, mean: Mean = "arithmetic") -> None:
-    """Makes the ensemble of a finished run's snapshots, in the run's own folder.
+    """Makes the ensemble of a finished run's snapshots, and of the weights it kept, in the run's own folder.
+
+    The kept weights are among those that are chosen from, as otherwise the ensemble could be worse on validation than
+    the run beside it.
 
     Raises:
         InputError: there are no snapshots.
     """
     steps = Run(folder).result["steps"]
-    found = [path.relative_to(folder).as_posix() for path in taken(folder, steps)]
-    if not found:
+    snapshots = taken(folder, steps)
+    if not snapshots:
         raise InputError(f"{folder} has no snapshots: train with snapshots=3")
+    found = [path.relative_to(folder).as_posix() for path in snapshots]
+    said = (folder / "evaluation.safetensors").read_bytes()
+    if all(evaluation_of(path).read_bytes() != said for path in snapshots):  # or it is one of them
+        found.append("model.safetensors")
     make(folder, [{"run": ".", "weights": weights} for weights in found], mean)
 
 

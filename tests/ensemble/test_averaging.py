@@ -1,5 +1,6 @@
 """Averages of weights: closed forms, optax, torch's where it is right, and a test for each place where it is not."""
 
+import copy
 import math
 
 import optax
@@ -12,6 +13,7 @@ from torch.optim import swa_utils
 
 from trainwell.ensemble import EMA, SWA, LatestK
 from trainwell.errors import InputError
+from trainwell.train import Checkpoint
 
 SERIES = st.lists(st.floats(-10, 10, width=32), min_size=1, max_size=12)
 
@@ -69,6 +71,19 @@ def test_swa_and_the_latest_are_plain_means(values, k):
     assert _averaged(SWA, values) == pytest.approx(math.fsum(values) / len(values), abs=1e-9)
     latest = values[-k:]
     assert _averaged(lambda m: LatestK(m, k), values) == pytest.approx(math.fsum(latest) / len(latest), abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [SWA, lambda model: EMA(model, 0.0), LatestK])
+def test_complex_weights_keep_their_imaginary_part(make):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    average = make(model)
+    average.update()
+    with torch.no_grad():
+        model.weight.add_(2j)
+    average.update()
+    expected = torch.tensor([1 + 4j, 3 + 1j] if isinstance(average, EMA) else [1 + 3j, 3 + 0j])
+    assert torch.equal(average.average()["weight"], expected)
 
 
 def test_an_average_of_a_weight_that_never_changes_is_that_weight_to_the_bit():
@@ -145,6 +160,20 @@ def test_names_are_the_bare_models_where_torchs_are_those_of_the_wrapper():
     torch.testing.assert_close(plain.average(), ours.average())
 
 
+def test_names_are_the_same_where_a_part_is_compiled():
+    model, plain = _net(), _net()
+    for part in (0, 1):
+        model[part] = torch.compile(model[part])
+    average, other = SWA(model), SWA(plain)
+    average.update()
+    other.load_state_dict(average.state_dict())
+    assert other.average().keys() == {*dict(plain.named_parameters()), "1.running_mean", "1.running_var"}
+    nn.init.zeros_(plain[0].weight)
+    with other.weights():
+        assert torch.equal(plain[0].weight, model[0].weight)
+    assert not plain[0].weight.any()
+
+
 # ---------------------------------------------------------------------- in a loop
 
 
@@ -167,7 +196,7 @@ def test_a_saved_average_goes_on_to_the_same_bits(make):
     whole = make(model)
     _train(model, 4, whole)
     again = make(model)
-    again.load_state_dict({"updates": whole.state_dict()["updates"], "weights": _copied(whole.state_dict()["weights"])})
+    again.load_state_dict(whole.state_dict() | {"weights": _copied(whole.state_dict()["weights"])})
     _train(model, 4, whole, again)
     assert whole.updates == again.updates == 8
     for name, value in whole.average().items():
@@ -225,6 +254,49 @@ def test_the_average_is_not_averaged_with_itself():
             ema.update()
         with pytest.raises(InputError, match="already"), ema.weights():
             pass
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_while_an_average_is_in_the_model_nobody_takes_it_for_the_weights(whole, tmp_path):
+    model = _net()
+    part = model if whole else model[0]
+    ema, swa, of_part = EMA(model), SWA(model), SWA(part)
+    for average in (ema, swa, of_part):
+        average.update()
+    checkpoint = Checkpoint(tmp_path, model=part)
+    copies = []
+    with ema.weights():
+        with pytest.raises(InputError, match="after the `with` block"):
+            swa.update()
+        with pytest.raises(InputError, match="after the `with` block"):
+            of_part.update()
+        with pytest.raises(InputError, match="already"), of_part.weights():
+            pass
+        for average in (ema, swa):
+            with pytest.raises(InputError, match=r"copy_to_model\(\) after the `with` block"):
+                average.copy_to_model()
+        with pytest.raises(InputError, match="the part 'model' holds an average now, and not its own weights"):
+            checkpoint.save(step=1)
+        copies.append(copy.deepcopy(model))
+    assert list(tmp_path.iterdir()) == []
+    SWA(copies[0]).update()  # a copy that was handed over is a model like any other
+    checkpoint.save(step=1)
+    swa.update()
+    with swa.weights():
+        pass
+
+
+@pytest.mark.parametrize("make", [EMA, SWA, LatestK])
+@pytest.mark.parametrize("other", [EMA, SWA, LatestK])
+def test_the_state_of_another_kind_of_average_is_refused(make, other):
+    model = nn.Linear(2, 1)
+    saved, ours = other(model), make(model)
+    saved.update()
+    if make is other:
+        ours.load_state_dict(saved.state_dict())
+        return
+    with pytest.raises(InputError, match=f"another kind of average, {other.__name__}: .* not {make.__name__}"):
+        ours.load_state_dict(saved.state_dict())
 
 
 @pytest.mark.parametrize("make", [EMA, LatestK])

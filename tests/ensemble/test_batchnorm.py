@@ -116,3 +116,60 @@ def test_data_that_end_after_one_pass_and_no_data_are_refused():
 
 def test_a_model_without_batch_norm_is_left_alone():
     refresh_batchnorm(nn.Linear(1, 1), iter([]))
+
+
+class Twins(nn.Module):
+    """Two halves of the features go through one batch norm, which is called for each."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(1)
+
+    def forward(self, x):
+        return self.norm(x[:, :1]) + self.norm(x[:, 1:])
+
+
+def test_a_batch_norm_that_comes_twice_pools_both_in_one_pass_and_is_refused_where_each_layer_has_its_own():
+    x = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) + torch.tensor([0.0, 10.0])
+    model = Twins()
+    with pytest.raises(InputError, match="more than once in a pass.*give exact=False"):
+        refresh_batchnorm(model, [x])
+    assert model.norm.running_mean.item() == 0
+    refresh_batchnorm(model, list(x.split(8)), exact=False)
+    assert model.norm.running_mean.item() == pytest.approx(x.mean().item(), rel=1e-5)
+    assert model.norm.running_var.item() == pytest.approx(x.var().item(), rel=1e-5)
+
+
+class Spare(nn.Module):
+    """One batch norm is never called."""
+
+    def __init__(self, used=True):
+        super().__init__()
+        self.norm, self.spare, self.used = nn.BatchNorm1d(2), nn.BatchNorm1d(2), used
+        self.spare.running_mean.fill_(7.0)
+
+    def forward(self, x):
+        return self.norm(x) if self.used else x
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_norm_that_is_never_called_is_left_alone(exact):
+    model, x = Spare(), torch.randn(30, 2) + 3
+    refresh_batchnorm(model, [x], exact=exact)
+    torch.testing.assert_close(model.norm.running_mean, x.mean(0))
+    assert model.spare.running_mean.tolist() == [7, 7]
+    assert model.spare.num_batches_tracked == 0
+    with pytest.raises(InputError, match="uses none of its batch norms"):
+        refresh_batchnorm(Spare(used=False), [x], exact=exact)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_batch_norm_in_evaluation_within_a_model_in_training_keeps_its_statistics(exact):
+    model, x = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2)), torch.randn(30, 2) * 4 + 3
+    model.train()
+    model[0].eval().requires_grad_(False)
+    refresh_batchnorm(model, [x], exact=exact)
+    assert model[0].running_mean.tolist() == [0, 0]
+    torch.testing.assert_close(model[1].running_mean, x.mean(0) / (1 + 1e-5) ** 0.5)  # of what it passes on
+    refresh_batchnorm(model.eval(), [x], exact=exact)  # where all are in evaluation, none is set apart
+    torch.testing.assert_close(model[0].running_mean, x.mean(0))

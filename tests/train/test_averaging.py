@@ -68,6 +68,31 @@ def test_an_average_that_validation_does_not_favour_is_not_kept_and_changes_noth
     assert all(row["ema_val_loss"] > row["val_loss"] for row in lagging.history)
 
 
+class Parts(nn.Module):
+    """A model with a batch norm that is never called, and one that was frozen in the way that is usual in torch."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 16))
+        self.frozen, self.spare, self.head = nn.BatchNorm1d(16), nn.BatchNorm1d(16), nn.Linear(16, 10)
+        self.frozen.eval().requires_grad_(False)
+        self.frozen.running_mean.fill_(0.5)
+
+    def forward(self, x):
+        return self.head(self.frozen(self.body(x)))
+
+
+def test_batch_norms_that_are_not_trained_or_not_called_are_as_they_were_in_the_average(data, tmp_path):
+    tw.random.seed_everything(0)
+    fields = {"threads": 1, "batch_size": 16, "epochs": 5, "augment": "none", "schedule": "constant", "lr": 0.05}
+    run = tw.fit(data, out=tmp_path / "run", model=Parts(), quiet=True, average="ema", ema_decay=0.98, **fields)
+    assert run.result["kept_weights"] == "ema"
+    state = run.model.state_dict()
+    for name, value in (("frozen.running_mean", 0.5), ("spare.running_mean", 0), ("spare.num_batches_tracked", 0)):
+        assert (state[name] == value).all()
+    assert state["body.2.running_mean"].any()
+
+
 def test_noisy_steps_are_averaged_out(data, tmp_path):
     run, _ = _fit(data, tmp_path / "run", lr=0.05, batch_size=16, average="ema", ema_decay=0.98)
     raw, averaged = ([row[name] for row in run.history[1:]] for name in ("val_loss", "ema_val_loss"))

@@ -10,9 +10,13 @@ from sklearn.datasets import load_digits
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
 
 import trainwell as tw
+from commands import call
+from trainwell.ensemble import temperature, tempered
 from trainwell.errors import InputError
 from trainwell.train import Recipe, Trainer
 from trainwell.train.optimizers import make_schedule
+from trainwell.train.scores import log_loss
+from trainwell.train.snapshots import evaluation_of
 
 IMAGES = (load_digits().images * 15.9375).round().astype("uint8")[:600]
 TARGETS = load_digits().target[:600]
@@ -118,7 +122,10 @@ def test_interrupted_and_resumed_they_are_the_same_to_the_bit(data, tmp_path, mo
 def test_the_ensemble_of_those_that_help_answers_like_a_run(data, tmp_path):
     run = _fit(data, tmp_path / "run", snapshots=3, schedule="restarts", lr=0.01)
     ensemble = tw.Ensemble(run.path)
-    assert [member["run"] for member in ensemble.about["members"]] == ["."] * 3
+    names = [member["weights"] for member in ensemble.about["members"]]
+    assert names[:3] == [f"snapshots/{name}" for name in _snapshots(run.path)]
+    assert names[3:] in ([], ["model.safetensors"])
+    assert [member["run"] for member in ensemble.about["members"]] == ["."] * len(names)
     pixels = np.stack([data.images[row] for row in data.test.indices])
     predictions = ensemble.predict(pixels)
     right = predictions.outputs.argmax(1) == data.test.targets[data.test.indices]
@@ -128,6 +135,63 @@ def test_the_ensemble_of_those_that_help_answers_like_a_run(data, tmp_path):
     assert (one.argmax(1) == data.test.targets[data.test.indices]).mean() == pytest.approx(first)
     assert (run.path / "ensemble.html").exists()
     assert (run.path / "report.html").exists()
+
+
+def _val_loss(said):
+    """The log loss on validation with the best temperature, of what is chosen by."""
+    p, targets = said["val_outputs"].double(), said["val_targets"]
+    return log_loss(tempered(p, temperature(p, targets)), targets)
+
+
+def test_what_answers_is_no_worse_on_validation_than_the_weights_that_the_run_kept(data, tmp_path):
+    # A rate that is too high at the end: the last epochs are worse than one before.
+    rate = {"lr": None, "schedule": "then(constant(0.003), 0.5, at=38)", "restore_best": True}
+    run = _fit(data, tmp_path / "run", snapshots=2, **rate)
+    ensemble = tw.Ensemble(run.path)
+    snapshots = [f"snapshots/{name}" for name in _snapshots(run.path)]
+    assert [member["weights"] for member in ensemble.about["members"]] == [*snapshots, "model.safetensors"]
+    files = [*(evaluation_of(run.path / name) for name in snapshots), run.path / "evaluation.safetensors"]
+    said = [load_file(path) for path in files]
+    losses = [_val_loss(one) for one in said]
+    assert losses[2] < min(losses[:2])  # or this shows nothing
+    mean = torch.stack([said[place]["val_outputs"] for place in ensemble.about["kept"]]).mean(0)
+    assert _val_loss({"val_outputs": mean, "val_targets": said[0]["val_targets"]}) <= losses[2] + 1e-9
+    assert ensemble.about["kept"][0] == 2
+    assert "the kept weights" in (run.path / "ensemble.html").read_text()
+
+
+def test_weights_that_were_kept_and_are_a_snapshot_too_answer_once(data, tmp_path):
+    run = _fit(data, tmp_path / "run", snapshots=2, restore_best=False)
+    last = load_file(run.path / f"snapshots/{_snapshots(run.path)[-1]}")
+    assert all(torch.equal(value, last[name]) for name, value in load_file(run.path / "model.safetensors").items())
+    assert len(tw.Ensemble(run.path).about["members"]) == 2
+
+
+def test_the_ensemble_of_a_run_in_a_folder_called_snapshots(data, tmp_path):
+    run = _fit(data, tmp_path / "snapshots", snapshots=2, restore_best=True, epochs=3)
+    assert len(tw.Ensemble(run.path).about["members"]) >= 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"), [({}, "epochs"), ({"schedule": "restarts", "epochs": 1, "batch_size": 300}, "cycles")]
+)
+def test_fewer_snapshots_than_asked_for_are_told(fields, what, data, tmp_path, capsys):
+    run = _fit(data, tmp_path / "run", **{"snapshots": 5, "epochs": 2} | fields)
+    count = len(_snapshots(run.path))
+    assert count < 5
+    assert f"{count} snapshots were taken, and not 5: the run had no more {what}" in capsys.readouterr().err
+    _fit(data, tmp_path / "enough", snapshots=2, epochs=2)
+    assert "snapshots were taken" not in capsys.readouterr().err
+
+
+def test_report_writes_the_pages_of_the_run_and_of_its_snapshots(data, tmp_path, capsys):
+    run = _fit(data, tmp_path / "run", snapshots=2, epochs=2)
+    pages = [run.path / "report.html", run.path / "ensemble.html"]
+    for page in pages:
+        page.unlink()
+    code, out, _ = call(capsys, "report", run.path)
+    assert (code, out.split()) == (0, [str(page) for page in pages])
+    assert all(page.exists() for page in pages)
 
 
 def test_a_kill_before_the_ensemble_was_made_is_made_up_for(data, tmp_path):

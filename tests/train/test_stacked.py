@@ -192,6 +192,45 @@ def test_what_is_not_finite_is_stepped_by_none(trainer):
             torch.testing.assert_close(ours[k].model.get_parameter(name), value, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_others_go_on_as_if_what_diverges_had_not_been_there(place, trainer):
+    def model():
+        return resnet8(in_chans=1, width=4)  # with batch norms, which a pass moves
+
+    def make():
+        losses = [Poisoned(3 if k == place else 0) for k in range(3)]
+        return [
+            doubled(trainer(data=IMAGES, model=model, loss=losses[k], lr=lr, augment="none", epochs=2))
+            for k, lr in enumerate((1e-3, 2e-3, 3e-3))
+        ]
+
+    ours, theirs, told = make(), make(), {}
+    run_stacked(ours, lambda place, error: told.update({place: str(error)}))
+    assert told.keys() == {place}
+    assert told[place].startswith("not finite at step 3 ")
+    assert (ours[place].step, ours[place].stop_reason) == (2, "")
+    for k in {0, 1, 2} - {place}:
+        theirs[k].run()
+        same(ours[k], theirs[k], 1e-6)
+
+
+def test_one_whose_validation_loss_is_not_finite_drops_out_at_the_end_of_its_epoch(trainer):
+    ours, theirs = ([doubled(trainer(lr=lr)) for lr in (1e-3, 2e-3)] for _ in range(2))
+    ours[0].validate = lambda: {"val_loss": float("inf"), "val_accuracy": 0.0}
+    told = []
+    run_stacked(ours, lambda *what: told.append(what))
+    assert [place for place, _ in told] == [0]
+    assert "the validation loss is inf" in str(told[0][1])
+    theirs[1].run()
+    same(ours[1], theirs[1], 1e-6)
+
+
+def test_all_may_diverge(trainer):
+    told = []
+    run_stacked([trainer(loss=Poisoned(n)) for n in (2, 2, 4)], lambda place, _: told.append(place))
+    assert sorted(told) == [0, 1, 2]
+
+
 def test_gradients_are_clipped_for_each(trainer):
     fields = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "steps": 1, "epochs": None,
               "schedule": "constant"}  # fmt: skip

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import re
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,24 @@ from trainwell.errors import InputError
 from trainwell.weights import bare
 
 Weights = dict[str, Tensor]
+
+# Those in which an average stands for a while. Not a mark of the module's own, which a copy of it would bear for good.
+_averaged: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def holds_average(model: nn.Module) -> bool:
+    """Says whether a model, or a part of it, has an average in the place of its weights now.
+
+    >>> model = nn.Linear(1, 1)
+    >>> ema = EMA(model)
+    >>> ema.update()
+    >>> with ema.weights():
+    ...     holds_average(model)
+    True
+    >>> holds_average(model)
+    False
+    """
+    return bool(_averaged) and any(module in _averaged for module in bare(model).modules())
 
 
 class WeightAverage:
@@ -32,16 +52,15 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.updates = bare(model), 0
-        self._in_place = False
 
     def update(self) -> None:
         """Takes the weights that the model has now; call it after a step of the optimizer.
 
         Raises:
-            InputError: the average itself is in the model.
+            InputError: an average is in the model, this one or another.
         """
-        if self._in_place:
-            raise InputError("the model holds its average now: call update() after the `with` block")
+        if holds_average(self.model):
+            raise InputError("the model holds an average now: call update() after the `with` block")
         self.updates += 1
         with torch.no_grad():
             self._take(_averaged_of(self.model))
@@ -51,25 +70,28 @@ class WeightAverage:
         """Puts the average into the model; afterwards its weights and buffers are as before, to the bit.
 
         Raises:
-            InputError: nothing was averaged yet, or the average is in the model already.
+            InputError: nothing was averaged yet, or an average is in the model already.
         """
-        if self._in_place:
-            raise InputError("the model holds its average already")
+        if holds_average(self.model):
+            raise InputError("the model holds an average already: end that `with` block first")
         kept = {name: value.detach().clone() for name, value in _all_of(self.model).items()}
         self.copy_to_model()
-        self._in_place = True
+        modules = list(self.model.modules())
+        _averaged.update(modules)
         try:
             yield
         finally:
-            self._in_place = False
+            _averaged.difference_update(modules)
             _copy(kept, _all_of(self.model))
 
     def copy_to_model(self) -> None:
         """Puts the average into the model for good.
 
         Raises:
-            InputError: nothing was averaged yet.
+            InputError: nothing was averaged yet, or an average is in the model for a while.
         """
+        if holds_average(self.model):
+            raise InputError("the model holds an average for a while: call copy_to_model() after the `with` block")
         if not self.updates:
             raise InputError("there is no average yet: call update() after a step of the optimizer")
         _copy(self.average(), _averaged_of(self.model))
@@ -80,14 +102,17 @@ class WeightAverage:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what is needed to go on."""
-        return {"updates": self.updates, "weights": self._weights}
+        return {"kind": type(self).__name__, "updates": self.updates, "weights": self._weights}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a saved state.
 
         Raises:
-            InputError: it is of another model.
+            InputError: it is of another kind of average, or of another model.
         """
+        own = type(self).__name__
+        if (kind := state.get("kind", own)) != own:
+            raise InputError(f"the state is of another kind of average, {kind}: load it into one of those, not {own}")
         here, saved = _averaged_of(self.model), state["weights"]
         for weights in saved if isinstance(saved, list) else [saved] if saved else []:
             if _shapes(weights) != _shapes(here):
@@ -231,9 +256,9 @@ class LatestK(WeightAverage):
         """Returns the average by name."""
         newest = self._latest[-1]
         # By their distances from one of them, so that weights that did not change are what they were, to the bit.
-        apart = {name: [(w[name].double() - value) for w in self._latest] for name, value in newest.items()}
+        apart = {name: [(_doubled(w[name]) - value) for w in self._latest] for name, value in newest.items()}
         return {
-            name: (value.double() + sum(apart[name], torch.zeros(())) / len(self._latest)).to(value.dtype)
+            name: (_doubled(value) + sum(apart[name], torch.zeros(())) / len(self._latest)).to(value.dtype)
             for name, value in newest.items()
         }
 
@@ -255,11 +280,18 @@ def _averaged_of(model: nn.Module) -> Weights:
                 value = getattr(module, name)
                 if value is not None:
                     found[f"{prefix}.{name}" if prefix else name] = value
-    return {name: value for name, value in found.items() if value.is_floating_point() or value.is_complex()}
+    return _uncompiled(
+        {name: value for name, value in found.items() if value.is_floating_point() or value.is_complex()}
+    )
 
 
 def _all_of(model: nn.Module) -> Weights:
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return _uncompiled({**dict(model.named_parameters()), **dict(model.named_buffers())})
+
+
+def _uncompiled(weights: Weights) -> Weights:
+    """Returns the same by the names that there are while no part of the model is compiled."""
+    return {re.sub(r"(^|\.)_orig_mod\.", r"\1", name): value for name, value in weights.items()}
 
 
 @torch.no_grad()
@@ -276,6 +308,10 @@ def _precise(value: Tensor) -> Tensor:
     """Returns a copy in float32 at least: in bfloat16 a thousandth of a difference would be lost."""
     low = value.dtype in (torch.float16, torch.bfloat16)
     return value.detach().to(torch.float32 if low else value.dtype, copy=True)
+
+
+def _doubled(value: Tensor) -> Tensor:
+    return value.to(torch.complex128 if value.is_complex() else torch.float64)
 
 
 def _like(saved: Tensor, here: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from trainwell.freezing import is_frozen
 from trainwell.regularize import evaluating
 from trainwell.weights import bare
 
+_NOTHING_SEEN = "there are no data to compute batch norm's statistics from, or the model uses none of its batch norms"
+
 
 class _Enough(Exception):
     """The forward pass has come to the layer that is looked at."""
@@ -28,16 +30,18 @@ def refresh_batchnorm(model: nn.Module, data: Iterable[Any], *, exact: bool = Tr
     one, as torch's.
 
     Args:
-        model: on the device of the data. Layers that track no statistics, those that are frozen, and those of a model
-            without batch norm, are left alone.
+        model: on the device of the data. Layers that track no statistics, those that are frozen or in evaluation while
+            the model is in training, those that a pass does not come to, and a model without any, are left alone.
         data: batches, of which the first element is taken where they are tuples or lists.
         exact: whether each layer sees what it will see in evaluation: the data, normalised by the new statistics of the
             layers before it, as if all were one batch. That takes about half as many passes as there are layers, and so
             data that can be gone through again. Else one pass, in which each layer normalises by its batch, as in
-            training (Wu and Johnson, *Rethinking "batch" in batchnorm*, 2021, call it precise batch norm).
+            training (Wu and Johnson, *Rethinking "batch" in batchnorm*, 2021, call it precise batch norm); a layer that
+            comes more than once in it pools all that it sees.
 
     Raises:
-        InputError: there are no data, or they can be gone through but once.
+        InputError: there are no data, or they can be gone through but once; a layer comes more than once in a pass,
+            and `exact` is set; or a pass comes to no layer.
 
     >>> model = nn.Sequential(nn.BatchNorm1d(1), nn.Dropout(0.5))
     >>> refresh_batchnorm(model, [torch.tensor([[1.0], [3.0]]), torch.tensor([[5.0]])])
@@ -46,7 +50,8 @@ def refresh_batchnorm(model: nn.Module, data: Iterable[Any], *, exact: bool = Tr
     """
     model = bare(model)
     tracking = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    layers = [layer for layer in tracking if not is_frozen(layer)]
+    # A layer in evaluation within a model in training is frozen too, in the way that is usual without our `freeze`.
+    layers = [layer for layer in tracking if not is_frozen(layer) and (layer.training or not model.training)]
     if not layers:
         return
     if exact and iter(data) is data:
@@ -57,7 +62,7 @@ def refresh_batchnorm(model: nn.Module, data: Iterable[Any], *, exact: bool = Tr
             return
         first = next(iter(data), None)
         if first is None:
-            raise InputError("there are no data to compute batch norm's statistics from")
+            raise InputError(_NOTHING_SEEN)
         for layer in _in_order(model, layers, first):
             _set(_pooled(model, data, [layer], stop=True))
 
@@ -85,7 +90,7 @@ class _Moments:
 def _pooled(
     model: nn.Module, data: Iterable[Any], layers: list[_BatchNorm], *, stop: bool
 ) -> dict[_BatchNorm, _Moments]:
-    """Returns the moments of what comes to some layers; `stop` leaves a pass when it has come there."""
+    """Returns the moments of what comes to some layers, if it does; `stop` leaves a pass when it has come there."""
     found = {layer: _Moments() for layer in layers}
 
     def see(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -102,9 +107,10 @@ def _pooled(
         for batch in data:
             with contextlib.suppress(_Enough):
                 model(_inputs(batch))
-    if not all(moments.count for moments in found.values()):
-        raise InputError("there are no data to compute batch norm's statistics from, or a layer is never used")
-    return found
+    seen = {layer: moments for layer, moments in found.items() if moments.count}
+    if not seen:
+        raise InputError(_NOTHING_SEEN)
+    return seen
 
 
 @contextlib.contextmanager
@@ -119,7 +125,11 @@ def _by_batch(layer: _BatchNorm) -> Iterator[None]:
 
 
 def _in_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> list[_BatchNorm]:
-    """Returns the layers in the order in which a pass first comes to them."""
+    """Returns the layers that a pass comes to, in its order.
+
+    Raises:
+        InputError: it comes to none, or to one more than once, whose statistics would then depend on themselves.
+    """
     order: list[_BatchNorm] = []
     hooks = [layer.register_forward_pre_hook(lambda layer, _: order.append(layer)) for layer in layers]
     try:
@@ -127,7 +137,12 @@ def _in_order(model: nn.Module, layers: list[_BatchNorm], batch: Any) -> list[_B
     finally:
         for hook in hooks:
             hook.remove()
-    return list(dict.fromkeys(order))
+    if not order:
+        raise InputError(_NOTHING_SEEN)
+    if len(set(order)) < len(order):
+        raise InputError("a batch norm comes more than once in a pass, so that its statistics would depend on "
+                         "themselves: give exact=False")  # fmt: skip
+    return order
 
 
 def _inputs(batch: Any) -> Any:

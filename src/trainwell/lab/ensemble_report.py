@@ -17,7 +17,7 @@ from trainwell.lab import charts
 from trainwell.lab.charts import percent
 from trainwell.lab.page import write_page
 from trainwell.lab.reading import Table, check, finite, load, run_facts
-from trainwell.train.ensemble_result import FILE, answers_of, combined, read, sentence
+from trainwell.train.ensemble_result import FILE, answers_of, combined, name_of, read, sentence
 from trainwell.train.recipe import Recipe
 from trainwell.train.scores import BINS
 
@@ -56,7 +56,8 @@ def write_report(folder: Path | str) -> Path:
         version=about["trainwell"],
         sentence=f"{said[0].upper()}{said[1:]}.",
         aside=f"Who answers{'' if found.names == ['loss'] else ', and how sure the answer is,'} was chosen on the "
-        "validation part; every figure here is of the test part, which had no say in it.",
+        "validation part; every figure here is of samples that had no say in it."
+        f"{'' if found.names == ['loss'] else ' The gain is beside one member with a temperature of its own.'}",
         key_facts=_key_facts(found),
         columns=[FIGURES.get(name, name) for name in found.names],
         rows=_rows(found),
@@ -124,12 +125,11 @@ def _facts(folder: Path, run: str) -> Table:
 
 
 def _member(folder: Path, about: Table, at: int, facts: Table) -> _Member:
-    run, kept, number = PurePosixPath(about["members"][at]["run"]), about["kept"], at + 1
-    if numbered := re.fullmatch("members/([0-9]{1,9})", str(run)):  # some others may have failed
-        number = int(numbered[1])
-    step = re.fullmatch(r"snapshots/step-([0-9]{1,12})\.safetensors", about["members"][at]["weights"])
-    name = f"after step {int(step[1]):,}" if step else f"member {number}"
+    member, kept = about["members"][at], about["kept"]
+    run, name = PurePosixPath(member["run"]), name_of(member, at + 1)
+    numbered = re.fullmatch("member ([0-9]+)", name)  # some others may have failed
     recipes = about.get("recipes", [])
+    number = int(numbered[1]) if numbered else 0
     recipe = recipes[number - 1] if 1 <= number <= len(recipes) else facts["given"]["recipe"]
     check({"recipe": recipe}, recipe=dict)
     linked = run != PurePosixPath() and (folder / run / "report.html").is_file()

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainwell import random
+from trainwell.ensemble.averaging import holds_average
 from trainwell.errors import InputError, in_one_line
 from trainwell.train.checkpoint_folder import CheckpointFolder
 
@@ -90,7 +91,8 @@ class Checkpoint:
         """Saves all parts, and any values (numbers, strings, tensors, nests of them) that `load` is to return.
 
         Raises:
-            InputError: a part holds something that would have to be pickled, or another process saves here.
+            InputError: a part holds something that would have to be pickled, or a model an average for a while, and not
+                its own weights; or another process saves here.
             KeyboardInterrupt: Ctrl-C or SIGTERM came in the `with` block before; the state was saved.
         """
         mine = (_generators() if self.random_states else None, self._interrupted())
@@ -118,6 +120,10 @@ class Checkpoint:
         return False
 
     def _write(self, generators: list[dict[str, Any]], values: dict[str, Any]) -> None:
+        for name, part in self.parts.items():
+            if isinstance(part, nn.Module) and holds_average(part):
+                raise InputError(f"the part {name!r} holds an average now, and not its own weights: save after the "
+                                 "`with` block of weights()")  # fmt: skip
         _hold(self.folder)
         number = max(self._folder.steps(), default=0) + 1
         state = {

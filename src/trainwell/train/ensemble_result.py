@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
@@ -43,22 +44,30 @@ def combined(outputs: Sequence[Tensor], mean: Mean, T: float = 1.0) -> Tensor:
 def answers_of(weights: Path, task: str) -> Answers:
     """Reads what was written down beside a member's weights.
 
+    In cross-validation the samples on which members and temperature are chosen are among those that folds were judged
+    on; they are left out of these here, so that every figure is of samples that had no say in the ensemble.
+
     Raises:
         InputError: it is missing, or damaged.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = evaluation_of(weights) if weights.parent.name == "snapshots" else weights.with_name("evaluation.safetensors")
+    path = evaluation_of(weights) if weights.name.startswith("step-") else weights.with_name("evaluation.safetensors")
     try:
         found = load_file(path)
         val, test = found["val_outputs"].double(), found["test_outputs"].double()
-        targets = found["val_targets"], found["test_targets"]
-    except (OSError, SafetensorError, KeyError) as error:
+        truth, rows, groups = found["test_targets"], found["test_rows"], found.get("test_groups")
+        val_targets, split = found["val_targets"], path.with_name("split.safetensors")
+        if split.exists():  # a snapshot has none beside it, and no folds
+            judged = ~torch.isin(rows, load_file(split)["val"])
+            test, truth, rows = test[judged], truth[judged], rows[judged]
+            groups = None if groups is None else groups[judged]
+    except (OSError, SafetensorError, LookupError) as error:
         raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): train the member anew") from None
     if task == "multilabel":
         val, test = val.sigmoid(), test.sigmoid()
-    return Answers(val, targets[0], test, targets[1], found["test_rows"], found.get("test_groups"))
+    return Answers(val, val_targets, test, truth, rows, groups)
 
 
 def choose(answers: Sequence[Answers], mean: Mean, task: str) -> tuple[list[int], float]:
@@ -128,8 +137,11 @@ def judge(answers: Sequence[Answers], kept: list[int], mean: Mean, T: float, tas
     }
     if task == "classification":
         truth, groups = answers[0].test_targets.numpy(), answers[0].groups
-        # Beside the first chosen, which is the best on validation: what one would have had instead.
-        found["gain"] = scores.gain(together.numpy(), test[kept[0]].numpy(), truth, groups)
+        # Beside the first chosen, which is the best on validation: what one would have had instead, with a temperature
+        # of its own, as a gain of that is no gain of the ensemble's.
+        best = answers[kept[0]]
+        instead = tempered(best.test, temperature(best.val, best.val_targets))
+        found["gain"] = scores.gain(together.numpy(), instead.numpy(), truth, groups)
         figures = found["ensemble"]
         found["test_accuracy"], found["test_interval"] = figures["accuracy"]["value"], figures["accuracy"]["interval"]
     loss = "log_loss" if task == "classification" else "loss"
@@ -203,14 +215,31 @@ def _check(about: Any) -> None:
             raise ValueError("the result is none")
 
 
+def name_of(member: dict[str, str], number: int) -> str:
+    """Returns what to call a member, which stands at place `number`, from 1 on.
+
+    >>> name_of({"run": "members/3", "weights": "model.safetensors"}, 2)  # the second failed
+    'member 3'
+    >>> name_of({"run": ".", "weights": "snapshots/step-00003000.safetensors"}, 1)
+    'after step 3,000'
+    """
+    if numbered := re.fullmatch("members/([0-9]{1,9})", member["run"]):
+        number = int(numbered[1])
+    elif step := re.fullmatch(r"snapshots/step-([0-9]{1,12})\.safetensors", member["weights"]):
+        return f"after step {int(step[1]):,}"
+    elif PurePosixPath(member["run"]) == PurePosixPath():
+        return "the kept weights"
+    return f"member {number}"
+
+
 def sentence(about: dict[str, Any]) -> str:
     """Returns an ensemble's result in a sentence."""
     result, kept, of = about["result"], len(about["kept"]), len(about["members"])
     who = f"{kept} of {of} members together" if kept < of else f"all {of} members together"
     if kept == 1:  # there is no gain to tell of
-        who = (
-            f"member {about['kept'][0] + 1} alone, as no other helps it on validation" if of > 1 else "the only member"
-        )
+        first = about["kept"][0]
+        name = name_of(about["members"][first], first + 1).replace("after", "the weights after")
+        who = f"{name} alone, as no other helps on validation" if of > 1 else "the only member"
     if "gain" not in result:
         value, (low, high) = (result["ensemble"]["loss"][name] for name in ("value", "interval"))
         return f"{who}: test loss {value:.4g} (95 % interval {low:.4g} to {high:.4g})"

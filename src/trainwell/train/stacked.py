@@ -30,7 +30,10 @@ _ALIKE = ("model", "img_size", "batch_size", "optimizer", "precision", "memory_f
 _PROBED = 8  # rows
 
 
-def run_stacked(trainers: Sequence[Trainer]) -> None:
+OnDiverged = Callable[[int, DivergedError], object]
+
+
+def run_stacked(trainers: Sequence[Trainer], on_diverged: OnDiverged | None = None) -> None:
     """Does what `trainer.run()` does for each trainer, with the steps of all of them taken together.
 
     What a trainer keeps, validates and saves is what it would be alone, but for rounding. One that ends before the
@@ -39,6 +42,9 @@ def run_stacked(trainers: Sequence[Trainer]) -> None:
     Args:
         trainers: fresh ones or resumed ones, with models of one architecture, each with its own rates, decay, noise,
             seed, data and length.
+        on_diverged: called with the place of a trainer whose loss, gradient or validation loss is not finite, and with
+            what it would raise alone; it drops out, with nothing of it saved from then on, and the others go on as if
+            it had not been there. By default that ends all.
 
     Raises:
         InputError: they cannot be trained together, see `refusal`.
@@ -50,13 +56,15 @@ def run_stacked(trainers: Sequence[Trainer]) -> None:
     with interrupt.deferred() as interrupted:
         for trainer in trainers:
             trainer.begin()
-        while going := [trainer for trainer in trainers if not trainer.stop_reason]:
-            least, *later = sorted({trainer.step for trainer in going})
-            together = [k for k, trainer in enumerate(trainers) if trainer in going and trainer.step == least]
-            with _joint(trainers, together) as joint:
+        out: set[int] = set()
+        while going := [k for k, trainer in enumerate(trainers) if not trainer.stop_reason and k not in out]:
+            least, *later = sorted({trainers[k].step for k in going})
+            together = [k for k in going if trainers[k].step == least]
+            with _joint(trainers, together, on_diverged) as joint:
                 while joint.complete and joint.trainers[0].step not in later:
                     joint.step()
                     joint.after_step(interrupted)
+            out |= {together[k] for k in joint.diverged}
 
 
 def refusal(those: Sequence[Trainer] | Sequence[Recipe]) -> str:
@@ -75,7 +83,8 @@ def refusal(those: Sequence[Trainer] | Sequence[Recipe]) -> str:
 def step_time(trainers: Sequence[Trainer], steps: int = 10) -> float:
     """Returns the median of the seconds of some steps taken together, without the first two, which prepare kernels.
 
-    They are taken with copies of the models: trainers, models and optimizers stay as they are.
+    They are taken with copies of the models: trainers, models and optimizers stay as they are. One that diverges costs
+    as much time as the others.
 
     Raises:
         InputError: they cannot be trained together, see `refusal`.
@@ -84,7 +93,7 @@ def step_time(trainers: Sequence[Trainer], steps: int = 10) -> float:
         raise InputError(why)
     seconds = []
     copies = [copied(trainer) for trainer in trainers]
-    with random.preserved(), _joint(copies, range(len(copies))) as joint:
+    with random.preserved(), _joint(copies, range(len(copies)), lambda *_: None) as joint:
         for _ in range(2 + steps):
             for probe in copies:
                 probe.batch = probe.step % len(probe.train)
@@ -155,9 +164,11 @@ def _probe(trainer: Trainer) -> Tensor:
 
 
 @contextlib.contextmanager
-def _joint(trainers: Sequence[Trainer], chosen: Sequence[int]) -> Iterator["_Joint"]:
+def _joint(
+    trainers: Sequence[Trainer], chosen: Sequence[int], on_diverged: OnDiverged | None = None
+) -> Iterator["_Joint"]:
     """Yields some trainers as one; afterwards models and optimizers are their own again."""
-    joint = _Joint(trainers, chosen)
+    joint = _Joint(trainers, chosen, on_diverged)
     try:
         yield joint
     finally:
@@ -171,8 +182,10 @@ class _Joint:
     ones, so that a trainer's checkpoint is what it would be alone.
     """
 
-    def __init__(self, trainers: Sequence[Trainer], chosen: Sequence[int]) -> None:
+    def __init__(self, trainers: Sequence[Trainer], chosen: Sequence[int], on_diverged: OnDiverged | None) -> None:
         self.trainers = [trainers[k] for k in chosen]
+        self.diverged: set[int] = set()  # of these, those that drop out
+        self._places, self._on_diverged = chosen, on_diverged
         self._names = [f"member {k + 1} of {len(trainers)}" for k in chosen]
         first = self.trainers[0]
         self.stacked = Stacked([trainer.model for trainer in self.trainers], _probe(first))
@@ -198,10 +211,10 @@ class _Joint:
     @property
     def complete(self) -> bool:
         """Whether all go on still."""
-        return not any(trainer.stop_reason for trainer in self.trainers)
+        return not (self.diverged or any(trainer.stop_reason for trainer in self.trainers))
 
     def step(self) -> None:
-        """Takes one step of all. Nothing is stepped if a loss or gradient is not finite."""
+        """Takes one step of all whose loss and gradient are finite; of none, if those that are not end all."""
         trainers, count = self.trainers, len(self.trainers)
         batches = [trainer.take_batch() for trainer in trainers]
         mixed = [trainer.mixed(inputs) for trainer, (inputs, _) in zip(trainers, batches, strict=True)]
@@ -223,9 +236,8 @@ class _Joint:
         table = torch.stack([x.detach().double() for x in (losses, reported, right, norms)]).T.tolist()
         for k, (loss, _, _, norm) in enumerate(table):
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self.optimizer.zero_grad()
-                what = f"the loss is {loss:.4g}, the gradient's norm {norm:.4g}"
-                raise self._named(k, trainers[k].diverged(what))
+                self._drop(k, trainers[k].diverged(f"the loss is {loss:.4g}, the gradient's norm {norm:.4g}"))
+                # The others step now, as the pass has moved their batch norms: it cannot be taken once more without it.
         if self._limits is not None:
             shares = (self._limits / (norms + 1e-6)).clamp(max=1)
             for grad in grads:
@@ -234,18 +246,19 @@ class _Joint:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._share_state()
-        for trainer, (_, reported_, right_, _) in zip(trainers, table, strict=True):
-            trainer.count(reported_, right_, len(targets[0]))
+        for k, (_, reported_, right_, _) in enumerate(table):
+            if k not in self.diverged:
+                trainers[k].count(reported_, right_, len(targets[0]))
 
     def after_step(self, interrupted: Callable[[], bool]) -> None:
         """Does for each trainer what is to be done after a step; on a request to end all save before it is raised."""
-        for k, trainer in enumerate(self.trainers):
+        for k, trainer in self._going():
             try:
                 trainer.end_step()
             except DivergedError as error:
-                raise self._named(k, error) from None
+                self._drop(k, error)
         ends, came = interrupted(), None
-        for trainer in self.trainers:
+        for _, trainer in self._going():
             try:
                 trainer.save_if_due(lambda: ends)
             except KeyboardInterrupt as request:
@@ -255,8 +268,17 @@ class _Joint:
         if came:
             raise came
 
-    def _named(self, k: int, error: DivergedError) -> DivergedError:
-        return DivergedError(f"{self._names[k]}: {error}")
+    def _going(self) -> list[tuple[int, Trainer]]:
+        return [(k, trainer) for k, trainer in enumerate(self.trainers) if k not in self.diverged]
+
+    def _drop(self, k: int, error: DivergedError) -> None:
+        """Lets a trainer that diverged drop out, if that does not end all."""
+        if self._on_diverged is None:
+            self.optimizer.zero_grad()
+            raise DivergedError(f"{self._names[k]}: {error}") from None
+        if k not in self.diverged:
+            self.diverged.add(k)
+            self._on_diverged(self._places[k], error)
 
     def _set_rates(self) -> None:
         for group, *own in self._groups():
