@@ -566,9 +566,9 @@ def test_what_decay_gives_is_paired_within_and_between_optimizers(tmp_path):
     for line, values in zip(lines, [*gains, gains[0] - gains[1]], strict=True):
         test = stats.ttest_1samp(100 * values, 0).confidence_interval()
         assert _numbers(line) == pytest.approx([100 * values.mean(), test.low, test.high], abs=0.006)
-    assert "What a cosine gives" not in compared.measured(
-        "step", compared.read(compared.OPTIMIZERS, tmp_path / "rows.csv")
-    )
+    beside = compared.measured("cosine", compared.read(compared.OPTIMIZERS, tmp_path / "rows.csv"))
+    assert "| sgd-cosine | 8 |" in beside
+    assert "What a cosine gives" not in beside
 
 
 def test_a_tie_is_called_one_and_few_seeds_are_told(tmp_path):
@@ -842,6 +842,28 @@ def test_what_has_no_rows_is_not_measured(tmp_path):
     rows = _write_rows(tmp_path / "rows.csv", {"adam-cosine": [0.70, 0.72]})
     assert compared.measured("soap", rows).startswith("Not measured yet on the evidence task")
     assert not re.search(r"\d\.\d", compared.measured("soap", rows))
+
+
+def test_a_schedule_without_rows_of_its_own_is_not_measured(tmp_path):
+    made = {"adam-cosine": [0.70, 0.72], "sgd-constant": [0.6, 0.7], "adam-constant": [0.6, 0.7]}
+    rows = _write_rows(tmp_path / "rows.csv", made)
+    for card in SCHEDULES:
+        text = compared.measured(card, rows)
+        assert text.startswith("Not measured yet on the evidence task") == (card not in ("cosine", "constant")), card
+    text = compared.measured("wsd", _write_rows(tmp_path / "rows.csv", {**made, "sgd-wsd": [0.7, 0.8]}))
+    names = re.findall(r"^\| (\S+) \| 2 \|", text, re.MULTILINE)
+    assert names == ["adam-cosine", "sgd-wsd", "sgd-constant", "adam-constant"]
+
+
+@pytest.mark.parametrize("card", sorted({*CARDS} - {"lr_range"}))
+def test_a_table_has_a_row_of_its_card(card):
+    [shown] = [x[card] for x in (*(evidence.recipes for evidence in compared.ALL), ensembles_table.ARMS,
+                                 transfer_table.RECIPES) if card in x]  # fmt: skip
+    if card in SCHEDULES:  # whatever stands beside it
+        shown = [name for name in shown if name.split("-")[-1] == card]
+    told = _sections(card)["What we measured"]
+    rows = [[cell.strip(" *") for cell in line.split("|")] for line in told.splitlines() if line.startswith("| ")]
+    assert told.split("-->")[1].strip().startswith("Not measured yet") or any({*row} & {*shown} for row in rows)
 
 
 def test_rows_that_belong_nowhere_or_contradict_are_refused(tmp_path):

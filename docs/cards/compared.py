@@ -5,7 +5,7 @@ import json
 import statistics
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from scipy import stats
@@ -29,6 +29,7 @@ class Evidence:
         task: what was trained on what, in words.
         references: by how a recipe's name ends, what it is compared with: the first of these that has rows.
         recipes: which recipes each card shows; those without rows are left out.
+        beside: others that it shows beside them, and that say nothing about the card where its own have no rows.
         command: what made the rows, if not `bench/seeds.py` with the recipes.
     """
 
@@ -36,6 +37,7 @@ class Evidence:
     task: str
     references: dict[str, tuple[str, ...]]
     recipes: dict[str, tuple[str, ...]]
+    beside: dict[str, tuple[str, ...]] = field(default_factory=dict)
     command: str = ""
 
     def ending(self, name: str) -> str:
@@ -55,14 +57,12 @@ OPTIMIZERS = Evidence(
             name: (name, f"{name}-cosine", f"{name}-step", f"{name}-constant")
             for name in ("adagrad", "rmsprop", "adamw", "adamax", "nadam", "radam", "lion", "muon", "soap")
         },
-        **{
-            name: (name, f"sgd-{name}", f"adam-{name}", f"adamw-{name}", "sgd-constant", "adam-constant")
-            for name in SCHEDULES
-        },
+        **{name: (name, f"sgd-{name}", f"adam-{name}", f"adamw-{name}") for name in SCHEDULES},
         "constant": ("constant", "sgd-constant", "sgd-cosine", "sgd-step", "adam-constant", "adam-step"),
         "warmup": ("warmup", "no-warmup", "sgd-no-warmup", "adam-no-warmup", "adamw-no-warmup"),
         "groups": ("groups", "layer-decay", "decay-all"),
     },
+    beside={name: ("sgd-constant", "adam-constant") for name in SCHEDULES if name != "constant"},
 )
 
 _REGULARIZERS = {
@@ -121,7 +121,8 @@ def read(evidence: Evidence, path: Path | None = None) -> list[Row]:
         return []
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    shown = {name for listed in (evidence.recipes, evidence.references) for names in listed.values() for name in names}
+    listed = (evidence.recipes, evidence.beside, evidence.references)
+    shown = {name for cards in listed for names in cards.values() for name in names}
     fields: dict[str, str] = {}
     seen = set()
     for row in rows:
@@ -148,8 +149,9 @@ def measured(card: str, rows: list[Row]) -> str:
             for name, rows in by_recipe.items()
             if (few := [row for row in rows if row.get("average_accuracy")])
         }
-    against = _shown(evidence, evidence.recipes[card], by_recipe)
-    if not against:
+    own = evidence.recipes[card]
+    against = _shown(evidence, (*own, *evidence.beside.get(card, ())), by_recipe)
+    if not any(name in by_recipe for name in own):
         return textwrap.fill(f"Not measured yet on the evidence task: {evidence.task}.", 118)
     if card == "test_time":
         return "\n".join(what_averaging_gives(evidence, {name: by_recipe[name] for name in against}))

@@ -180,6 +180,15 @@ def test_stages_can_be_named() -> None:
     assert (rates["fc.weight"], rates["fc.bias"]) == (0.5, 1.0)
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+@pytest.mark.parametrize("stages", [None, [["conv1", "bn1"], "layer1", "layer2", "layer3", "fc"]])
+def test_a_model_that_is_wrapped_has_the_rates_and_names_of_the_model_itself(wrap: Any, stages: Any) -> None:
+    model = resnet14(width=4)
+    alone, wrapped = (layer_decay_groups(one, lr=1.0, decay=0.5, stages=stages) for one in (model, wrap(model)))
+    assert _rates(wrapped) == _rates(alone)
+    assert len({*_rates(wrapped).values()}) > 2
+
+
 def test_a_name_is_not_the_start_of_another() -> None:
     model = nn.ModuleDict({"layer1": nn.Linear(2, 2), "layer10": nn.Linear(2, 2)})
     rates = _rates(layer_decay_groups(model, lr=1.0, decay=0.5, stages=["layer1", "layer10"]))

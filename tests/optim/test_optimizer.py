@@ -17,14 +17,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import lr_scheduler, swa_utils
 
 from torch_table import optim_db
 from trainwell import optim
 from trainwell.errors import InputError
 from trainwell.optim.plateau import Plateau
-from trainwell.optim.schedules import Cosine, cosine, inverse_time, linear, piecewise, then, warmup
+from trainwell.optim.schedules import Cosine, constant, cosine, inverse_time, linear, piecewise, then, warmup
 
 Make = Callable[..., torch.optim.Optimizer]
 
@@ -371,6 +376,65 @@ def test_a_number_written_by_hand_counts_until_it_is_written_back():
     assert a.param_groups[0]["lr"] == rate(3)
 
 
+def test_a_number_that_is_to_stay_is_written_as_a_constant():
+    here = weights((3,))
+    a = optim.SGD(here, lr=(rate := piecewise(0.5, {2: 0.1})), kernel="reference")
+    train(a, here, 1)
+    a.param_groups[0]["lr"] = 0.5  # what the schedule has anyway
+    train(a, here, 2)
+    assert a.param_groups[0]["lr"] == rate(2) == 0.05
+    a.param_groups[0]["lr"] = constant(0.5)
+    train(a, here, 2)
+    a.load_state_dict(a.state_dict())
+    train(a, here, 1)
+    assert a.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lr", cosine(0.1, 10)),
+        ("weight_decay", linear(0.3, 10)),
+        ("betas", (linear(0.5, 10, 0.9), 0.99)),
+        ("betas", [0.5, 0.9]),
+        ("lr", [0.1, cosine(0.2, 10)]),
+    ],
+)
+@pytest.mark.parametrize("before", [{}, {"lr": linear(0.3, 10), "betas": (0.8, linear(0.5, 10, 0.9))}])
+def test_what_is_written_into_a_group_is_taken_as_what_is_given_at_the_start(name, value, before):
+    here, there = weights((2, 3)), weights((2, 3))
+    a = optim.AdamW(here, **before, kernel="reference")
+    a.param_groups[0][name] = value
+    b = optim.AdamW(there, **(before | {name: value}), kernel="reference")
+    train(a, here, 4), train(b, there, 4)
+    assert_equal(here, there)
+    assert a.param_groups[0][name] == b.param_groups[0][name]
+    untouched = weights((2, 3))
+    train(optim.AdamW(untouched, **before, kernel="reference"), untouched, 4)
+    assert not torch.equal(here[0], untouched[0])
+
+
+def test_a_schedule_written_in_the_middle_stands_at_the_step_of_the_optimizer():
+    here, rate = weights((3,)), cosine(0.1, 10)
+    a = optim.SGD(here, lr=0.1, kernel="reference")
+    train(a, here, 4)
+    a.param_groups[0]["lr"] = rate
+    train(a, here, 2)
+    assert a.param_groups[0]["lr"] == rate(5)
+
+
+def test_groups_given_to_two_optimizers_keep_their_schedules_in_both():
+    rate, model = warmup(0.1, steps=10), nn.Linear(3, 3)
+    groups = [{"params": model.parameters(), "weight_decay": linear(0.1, 10)}]
+    first, second = optim.AdamW(groups, lr=rate), optim.SGD(groups, lr=0.5)
+    for optimizer, decay in ((second, linear(0.1, 10)), (first, linear(0.1, 10))):
+        assert len(optimizer.param_groups[0]["params"]) == 2  # though an iterator is gone through once
+        train(optimizer, list(model.parameters()), 5)
+        assert optimizer.param_groups[0]["weight_decay"] == decay(4)
+    assert (first.param_groups[0]["lr"], second.param_groups[0]["lr"]) == (rate(4), 0.5)
+    assert groups[0].keys() == {"params", "weight_decay"}
+
+
 def test_a_plateau_stays_the_one_that_is_told_the_losses():
     here, plateau = weights((3,)), Plateau(0.1, patience=0)
     a = optim.SGD(here, lr=plateau)
@@ -382,7 +446,7 @@ def test_a_plateau_stays_the_one_that_is_told_the_losses():
 
 def test_the_state_holds_no_schedule():
     state = optim.SGD(weights((2,)), lr=lambda step: 0.1).state_dict()
-    assert "schedules" not in state["param_groups"][0]
+    assert state["param_groups"][0]["schedules"] is None
     assert saved(state)["param_groups"][0]["lr"] == 0.1
 
 
@@ -405,10 +469,15 @@ def test_a_run_with_a_scheduler_goes_on_with_a_schedule():
     a.load_state_dict(b.state_dict())
     train(a, here, 1)
     assert a.param_groups[0]["lr"] == rate(0)  # torch's SGD does not say how many steps it took
+    for group in a.param_groups:
+        group["steps"] = 4
+    train(a, here, 1)
+    assert a.param_groups[0]["lr"] == rate(4)  # but whoever loads it may
 
 
+@pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "adamw", "adagrad"])
-def test_distributed_checkpoints(rule):
+def test_distributed_checkpoints(rule, flat):
     name, given = RULES[rule]
     rate = cosine(0.1, steps=20)
     make = partial(getattr(optim, name), **(given | {"lr": rate}), kernel="reference")
@@ -425,9 +494,11 @@ def test_distributed_checkpoints(rule):
     a = make(model.parameters())
     learn(model, a, 3)
     steps, copied = a.param_groups[0]["steps"], copy.deepcopy(model)
-    state = copy.deepcopy(get_optimizer_state_dict(model, a))
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    state = copy.deepcopy(get_optimizer_state_dict(model, a, options=options))
+    assert flat == ("param_groups" not in state)
     b = make(copied.parameters())
-    set_optimizer_state_dict(copied, b, saved(state))
+    set_optimizer_state_dict(copied, b, saved(state), options=options)
     assert (a.param_groups[0]["steps"], b.param_groups[0]["steps"]) == (steps, steps) == (3, 3)
     assert_equal(copied.parameters(), model.parameters())
     learn(model, a, 3), learn(copied, b, 3)
@@ -740,6 +811,30 @@ def test_half_precision_is_close_to_torch(rule, dtype):
         torch.testing.assert_close(a.float(), b.float(), rtol=0.05, atol=0.02)
 
 
+@pytest.mark.parametrize("size", [300.0, 1000.0])
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "RMSprop", "NAdam"])
+def test_large_gradients_in_float16_are_those_of_torch_in_float32(name, size):
+    results = []
+    for make, dtype in ((getattr(optim, name), torch.float16), (getattr(torch.optim, name), torch.float32)):
+        p = nn.Parameter(torch.ones(3, dtype=dtype))
+        optimizer = make([p], lr=0.01)
+        for _ in range(5):
+            p.grad = torch.tensor([size, -size, 3.0], dtype=dtype)
+            optimizer.step()
+        results.append(p.detach().float())
+        assert all(x.dtype == dtype for k, x in optimizer.state[p].items() if k not in ("step", "mu_product"))
+    assert (results[1] - 1).abs().min() > 0.03
+    torch.testing.assert_close(*results, rtol=0, atol=3e-3)  # each step rounds by up to half of 2**-10
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant")
+def test_a_large_sparse_gradient_in_float16_takes_its_step():
+    p = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    p.grad = torch.tensor([0.0, 300.0, 0.0], dtype=torch.float16).to_sparse()
+    optim.Adagrad([p], lr=0.5).step()
+    assert p.tolist() == [1.0, 0.5, 1.0]
+
+
 @every_rule
 def test_meta_tensors_step_without_a_crash(rule):
     p = nn.Parameter(torch.ones(3, device="meta"))
@@ -789,6 +884,20 @@ def test_sparse_gradients_are_refused_where_they_have_no_meaning(rule):
         pair(rule)[0]([p]).step()
 
 
+def test_adagrad_shares_its_memory_between_processes_as_torch_does():
+    results = []
+    for make in pair("adagrad", "auto"):
+        parameters = weights(*SHAPES)
+        optimizer = make(parameters)
+        for step in range(0, 4, 2):
+            train(optimizer, parameters, 2, step)
+            optimizer.share_memory()
+            assert all(optimizer.state[p]["sum"].is_shared() for p in parameters)
+        train(optimizer, parameters, 2, 4)
+        results.append(parameters)
+    assert_same(*results)
+
+
 # ---------------------------------------------------------------------------- around the step
 
 
@@ -828,7 +937,7 @@ def test_hooks_of_the_step_and_of_the_state():
         a.register_load_state_dict_post_hook(lambda o, log=log, p=p: log.append(float(o.state[p]["step"])))
         train(a, [p], 2)
         state = a.state_dict()
-        assert "schedules" not in state["param_groups"][0]
+        assert state["param_groups"][0].get("schedules") is None
         a.load_state_dict(state)
         train(a, [p], 1)
         logs.append(log)
@@ -1036,6 +1145,79 @@ def test_compiled_models():
     assert_same(*results)
 
 
+_COMPILED = """
+import torch
+from trainwell import optim
+from trainwell.optim.schedules import cosine
+
+def trained(compile):
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = optim.AdamW(model.parameters(), lr=cosine(0.1, 10))
+
+    @compile
+    def train_step(x):
+        optimizer.zero_grad()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [float(train_step(torch.ones(8, 4) + k)) for k in range(4)]
+    assert {batch.path for plan in optimizer._plans.values() for batch, _ in plan.batches} == {"numba"}
+    assert optimizer.param_groups[0]["lr"] == cosine(0.1, 10)(3)
+    return losses, [p.detach() for p in model.parameters()]
+
+(losses, weights), (expected, theirs) = trained(torch.compile(backend="aot_eager")), trained(lambda step: step)
+torch.testing.assert_close(losses, expected)
+torch.testing.assert_close(weights, theirs)
+
+graphs = []
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph.forward
+
+net = torch.compile(torch.nn.Linear(4, 2), backend=backend)
+optimizer = optim.SGD(net.parameters(), lr=0.1)
+def closure():
+    optimizer.zero_grad()
+    loss = net(torch.ones(8, 4)).square().mean()
+    loss.backward()
+    return loss
+optimizer.step(closure)
+assert len(graphs) == 1  # a compiled model stays one in a closure
+"""
+
+
+def test_a_compiled_train_step_takes_the_steps_of_one_that_is_not():
+    done = subprocess.run(  # on its own, as a wrong address ends the process
+        [sys.executable, "-W", "ignore", "-c", _COMPILED], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_compiler_of_torch_is_not_loaded_with_the_optimizers():
+    code = "import sys, trainwell.optim.rules, trainwell.optim.muon; assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("rule", [optim.Adam, optim.Muon, optim.SOAP])
+def test_a_step_in_a_cuda_graph_is_refused_before_anything_moves(rule, monkeypatch):
+    with FakeTensorMode():  # there need not be a GPU
+        p = nn.Parameter(torch.ones(2, 3, device="cuda"))
+        p.grad = torch.ones(2, 3, device="cuda")
+    here = weights((2, 3))
+    on_gpu, on_cpu = rule([p], lr=linear(0.1, 10)), rule(here, lr=linear(0.1, 10))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(InputError, match="cannot go into a CUDA graph.*: capture forward and backward") as error:
+        on_gpu.step(lambda: pytest.fail("the closure was called"))
+    assert "\n" not in str(error.value)
+    assert on_gpu.param_groups[0]["steps"] == len(on_gpu.state) == 0
+    train(on_cpu, here, 2)  # which a graph holds nothing of
+    assert on_cpu.param_groups[0]["steps"] == 2
+
+
 def test_a_rule_may_be_subclassed_like_those_of_torch():
     class Mine(optim.Adam):
         def __init__(self, params, rate, note="x"):
@@ -1205,6 +1387,92 @@ def test_what_torch_refuses_is_refused_with_the_same_kind_of_error(info, wrong):
 def test_wrong_arguments(given, kind, message):
     with pytest.raises(kind, match=message):
         optim.SGD(weights((2,)), **given)
+
+
+@pytest.mark.parametrize(
+    ("rule", "given", "message"),
+    [
+        (optim.Adam, {"lr": None}, "lr is None: give a number"),
+        (optim.Adam, {"eps": None}, "eps is None: give a number"),
+        (optim.Adam, {"weight_decay": None}, "weight_decay is None: give a number"),
+        (optim.Adam, {"lr": (0.1, 0.2)}, r"lr is \(0.1, 0.2\): give a number"),
+        (optim.Adam, {"lr": [0.1, "x"]}, r"lr is \[0.1, 'x'\]: give a number"),
+        (optim.Adam, {"betas": None}, "betas is None: give 2 numbers"),
+        (optim.Adam, {"betas": 0.9}, "betas is 0.9: give 2 numbers"),
+        (optim.Adam, {"betas": (0.9,)}, r"betas is \(0.9,\): give 2 numbers"),
+        (optim.Adam, {"betas": [0.9, 0.9, 0.9]}, r"betas is \(0.9, 0.9, 0.9\): give 2 numbers"),
+        (optim.Adam, {"betas": ("a", "b")}, "betas is .*: give 2 numbers"),
+        (optim.Adam, {"betas": (0.9, math.nan)}, "Invalid beta parameter at index 1: nan"),
+        (optim.Adam, {"betas": linear(0.9, 10)}, "betas is 0.9: give 2 numbers"),
+        (optim.NAdam, {"momentum_decay": "x"}, "momentum_decay is 'x': give a number"),
+        (optim.Muon, {"adamw_lr": "x"}, "adamw_lr is 'x': give a number"),
+        (optim.Muon, {"adamw_betas": (0.9,)}, r"adamw_betas is \(0.9,\): give 2 numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused_at_the_start_in_one_line(rule, given, message):
+    with pytest.raises(InputError, match=message) as error:
+        rule(weights((2, 2)), **given)
+    assert "\n" not in str(error.value)
+
+
+def test_what_may_be_none_may():
+    assert optim.NAdam(weights((2,)), momentum_decay=None).param_groups[0]["momentum_decay"] is None
+    assert optim.Muon(weights((2, 2)), adamw_lr=None).param_groups[0]["adamw_lr"] is None
+
+    class Mine(optim.SGD):
+        lr: "float | None" = 0.1  # as from __future__ import annotations leaves it
+
+    assert Mine(weights((2,)), lr=None).param_groups[0]["lr"] is None
+
+
+LATER = [
+    (optim.SGD, {"lr": lambda step: 0.1 - 0.1 * step}, "Invalid lr value: -0.1 at step 2 of its schedule"),
+    (optim.SGD, {"lr": lambda step: 0.1 if step < 2 else math.nan}, "Invalid lr value: nan at step 2 of its schedule"),
+    (optim.SGD, {"momentum": linear(0.1, 1, -0.1)}, "Invalid momentum value: -0.1 at step 1 of its schedule"),
+    (optim.SGD, {"lr": [0.1, linear(0.1, 1, -0.1)]}, "Invalid lr value: -0.1 at step 1 of its schedule"),
+    (optim.SGD, {"lr": 0.1, "momentum": 0.9, "nesterov": True, "dampening": linear(0.0, 2, 0.5)}, "zero dampening"),
+    (optim.Adam, {"betas": (linear(0.9, 2, 1.0), 0.999)}, "at index 0: 1.0 at step 2 of its schedule: it must be from"),
+    (optim.Adam, {"betas": (0.9, lambda step: 0.9 + step)}, "at index 1: 1.9 at step 1 of its schedule"),
+    (optim.Muon, {"momentum": linear(0.9, 2, 1.1)}, "momentum is 1.1: it must be from 0 to 1"),
+    (optim.SOAP, {"shampoo_beta": linear(0.5, 2, 1.0)}, "shampoo_beta is 1.0: it must be below 1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "given", "message"), LATER)
+def test_a_schedule_that_leaves_its_range_is_refused_at_that_step_before_anything_moves(rule, given, message):
+    here = weights((2, 3), (2,))
+    a = rule([{"params": here[:1]}, {"params": here[1:], **given}], kernel="reference")
+    before = [p.detach().clone() for p in here]
+    with pytest.raises(InputError, match=message) as error:
+        for step in range(4):
+            before = [p.detach().clone() for p in here]
+            train(a, here, 1, step)
+    assert "\n" not in str(error.value)
+    assert_equal(here, before)
+    with pytest.raises(InputError, match=message):  # also if it is tried again
+        train(a, here, 1)
+    for name in given:
+        a.param_groups[1][name] = a.param_groups[0][name]
+    a.param_groups[1]["schedules"].clear()
+    train(a, here, 1)
+    assert not torch.equal(here[1], before[1])
+
+
+def test_a_schedule_out_of_its_range_is_refused_when_it_is_written_into_a_group():
+    here = weights((3,))
+    a = optim.SGD(here, lr=0.1)
+    train(a, here, 1)
+    a.param_groups[0]["lr"] = lambda step: -1.0
+    before = here[0].detach().clone()
+    for _ in range(2):
+        with pytest.raises(InputError, match="Invalid lr value: -1.0 at step 1 of its schedule"):
+            train(a, here, 1)
+    assert torch.equal(here[0], before)
+
+
+def test_numbers_by_hand_are_taken_as_they_are_as_with_torch():
+    """Torch's schedulers may end at a rate that is below 0 by a rounding error."""
+    beside("sgd", lambda optimizer, _: optimizer.param_groups[0].update(lr=-1e-18))
 
 
 def test_a_group_is_a_dict():

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from trainwell import optim
 from trainwell.errors import InputError
 from trainwell.optim.range_test import RangeTest, lr_range
+from trainwell.optim.schedules import cosine, linear
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.01),
@@ -25,6 +27,9 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, centered=True),
     "tensor": lambda p: torch.optim.Adam(p, lr=torch.tensor(0.01)),
     "lbfgs-like lists": lambda p: Remembering(p, lr=0.01),
+    "our schedules": lambda p: optim.SGD(p, lr=cosine(0.1, 20), momentum=linear(0.9, 20, 0.5)),
+    "our tensor": lambda p: optim.AdamW(p, lr=torch.tensor(0.01), amsgrad=True),
+    "our soap": lambda p: optim.SOAP(p, lr=0.01, precondition_frequency=2),
 }
 
 
@@ -91,6 +96,7 @@ def _everything(model, optimizer, generator):
         "own": {
             k: copy.deepcopy(v) for k, v in vars(optimizer).items() if k in ("norms", "count", "total", "defaults")
         },
+        "schedules": copy.deepcopy([group.get("schedules") for group in optimizer.param_groups]),
         "random": (random.getstate(), np.random.get_state(), torch.get_rng_state(), generator.get_state()),
         "attributes": (sorted(vars(model)), sorted(vars(optimizer))),
     }
@@ -172,7 +178,8 @@ def test_nothing_is_changed(name, warm, failure):
 def test_training_goes_on_to_the_same_bits(name):
     def trained(with_test):
         model, optimizer, loader, _ = _prepared(name, warm=True)
-        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        own = optimizer.param_groups[0].get("schedules")
+        schedule = None if own else torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
         for epoch in range(2):
             if with_test and epoch == 1:
                 lr_range(
@@ -190,8 +197,9 @@ def test_training_goes_on_to_the_same_bits(name):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(x), y).backward()
                 optimizer.step()
-            schedule.step()
-        return [p.detach() for p in model.parameters()]
+            if schedule:
+                schedule.step()
+        return [p.detach() for p in model.parameters()], optimizer.param_groups[0]["lr"]
 
     _same(trained(False), trained(True))
 

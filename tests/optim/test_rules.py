@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,7 +65,8 @@ def test_torchs_table_is_there():
 def test_it_agrees_with_torch(name, case, kernel, dtype):
     theirs, ours = parameters(), parameters()
     train(getattr(torch.optim, name)(theirs, **options_of(case)), theirs)
-    train(getattr(optim, name)(ours, kernel=kernel, **options_of(case)), ours)
+    train(mine := getattr(optim, name)(ours, kernel=kernel, **options_of(case)), ours)
+    assert {batch.path for plan in mine._plans.values() for batch, _ in plan.batches} == {kernel}
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, **TOLERANCE[dtype])
 
@@ -203,6 +205,21 @@ def test_a_formula_runs_on_numbers():
         1.0, 0.5, 0.0, 0.0, 0.0, t=1, lr=0.1, betas=(0.9, 0.999), eps=0.0, amsgrad=False, bias_correction=True,
     )  # fmt: skip
     assert (p, m, v) == pytest.approx((0.9, 0.05, 0.00025))
+
+
+def test_the_rule_that_the_contributing_page_shows_takes_weight_decay():
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    names = {}
+    exec(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0], names)
+    results = []
+    for decay in (0.5, 0.0):
+        p = torch.nn.Parameter(torch.tensor([2.0, -1.0]))
+        optimizer = names["AdaBelief"]([p], lr=0.1, weight_decay=decay)
+        for _ in range(3):  # what 0.5 adds to the gradient, and the same by hand
+            p.grad = torch.tensor([1.0, 0.25]) + (0.5 - decay) * p.detach()
+            optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results)
 
 
 def test_a_formula_cannot_branch_on_arrays():

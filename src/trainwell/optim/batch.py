@@ -36,12 +36,14 @@ class Batch:
     Args:
         optimizer: whose state they have.
         parameters: all of one dtype, at the same step.
-        path: "numba", "reference", "triton" or "sparse".
+        path: "numba", "reference", "triton" or "sparse"; afterwards what the last step went by, which is "reference"
+            where no kernel can be had.
         members: how many have their own hyper-parameters along the leading dimension; 0 for none.
     """
 
     def __init__(self, optimizer: "Optimizer", parameters: list[Tensor], path: str, members: int) -> None:
-        self.optimizer, self.parameters, self.path, self.members = optimizer, parameters, path, members
+        self.optimizer, self.parameters, self.members = optimizer, parameters, members
+        self.path = self._wanted = path
         self.states = [optimizer.state[p] for p in parameters]
         self.first = not any(name in self.states[0] for name in optimizer.arrays)
         self.counters = {name: self._linked(name, start) for name, start in _counters(optimizer).items()}
@@ -71,9 +73,11 @@ class Batch:
         for name in names:
             if name not in self.states[0]:
                 self._create(name, group)
+        self.path = self._wanted
         if self.path == "sparse":
             self._step_sparse(group, traced[0], grads)
         elif self.path == "reference" or not self._step_compiled(traced, grads):
+            self.path = "reference"
             self._step_by_reference(traced, grads)
         for name, array in self.counters.items():
             if name == "step":
@@ -162,7 +166,7 @@ class Batch:
                 arrays = {name: [torch.view_as_real(x) for x in tensors] for name, tensors in arrays.items()}
             if self.members:
                 arrays = {name: [x[k] for x in tensors] for name, tensors in arrays.items()}
-            reference.run(one.program, one.numbers, arrays, in_place=in_place)
+            _run(one, arrays, in_place=in_place)
 
     def _step_sparse(self, group: "Group", traced: _Traced, grads: list[Any]) -> None:
         """Steps the rows that have a gradient, if the others would rest; else all of them."""
@@ -174,7 +178,7 @@ class Batch:
             g = grad.coalesce()
             rows, whole = tuple(g.indices()), {"p": p, **{name: values[name] for name in names}}
             arrays = {name: [x[rows]] for name, x in whole.items()}
-            reference.run(traced.program, traced.numbers, {**arrays, "g": [g.values()]})
+            _run(traced, {**arrays, "g": [g.values()]})
             for name, x in whole.items():
                 x[rows] = arrays[name][0]
 
@@ -187,6 +191,17 @@ class Batch:
         values |= {"t": 2} if "t" in optimizer.wanted else {}
         values |= {"first": False} if "first" in optimizer.wanted else {}
         return bool(optimizer.update(0.5, 0.0, *start, **values) == (0.5, *start))
+
+
+def _run(traced: _Traced, arrays: dict[str, list[Tensor]], *, in_place: bool = True) -> None:
+    """Applies a program as tensor operations; to float16 in float32, as there a square of 256 is infinite."""
+    narrow = arrays["p"][0].dtype == torch.float16
+    wide = {name: [x.float() for x in tensors] for name, tensors in arrays.items()} if narrow else arrays
+    reference.run(traced.program, traced.numbers, wide, in_place=in_place)
+    if narrow:
+        for name, _ in traced.program.outputs:
+            for x, new in zip(arrays[name], wide[name], strict=True):
+                x.copy_(new)
 
 
 def _penalised(optimizer: "Optimizer", updated: Any, numbers: dict[str, Any], l1: float, l2: float) -> tuple[Any, ...]:

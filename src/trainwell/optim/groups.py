@@ -7,7 +7,7 @@ from torch import nn
 
 from trainwell.errors import InputError, nearest
 from trainwell.optim.schedules import Scaled, Value, _number
-from trainwell.weights import is_weight, parameters_of_norms, trained
+from trainwell.weights import bare, is_weight, parameters_of_norms, trained
 
 
 def no_decay_groups(
@@ -73,7 +73,7 @@ def layer_decay_groups(
     stages are its stem, each residual block, and `fc`.
 
     Args:
-        model: the model to be optimized.
+        model: the model to be optimized; what wraps it (`DistributedDataParallel`, `torch.compile`) adds no names.
         lr: learning rate of the last stage, a number or a schedule.
         decay: factor from each stage to the one below, above 0 and at most 1; 0.65 to 0.9 is usual.
         weight_decay: decay of the weights, 0 or more.
@@ -99,6 +99,7 @@ def layer_decay_groups(
     if not 0 < _number(decay, "decay") <= 1:
         raise InputError(f"decay is {decay}: it must be above 0 and at most 1")
     top = lr if callable(lr) else _number(lr, "lr")
+    model = bare(model)
     parted = no_decay_groups(model, weight_decay)
     if stages is None:
         named_stages, strict = _blocks_with_weights(model), False

@@ -1,12 +1,14 @@
 """The optimizer that runs any update rule: a `torch.optim.Optimizer` whose hyper-parameters may be schedules."""
 
 import inspect
+import itertools
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, Literal, TypeAlias, dataclass_transform
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 from torch.optim.optimizer import ParamsT
 
 from trainwell.errors import InputError
@@ -104,7 +106,9 @@ class Optimizer(_Fields):
     Any hyper-parameter takes a number, a schedule (a function of the optimizer's step, counted from 0), or a list of
     these: one for each member along the leading dimension of every parameter, for models that train stacked. A group
     holds the current numbers, so that `torch.optim.lr_scheduler` works too. A number that is written into a group by
-    hand takes the place of its schedule until it is written back.
+    hand takes the place of its schedule until it is written back; a schedule that is written there counts from the next
+    step on, so that `constant` pins a number for good. What schedules give is checked at each step, numbers by hand are
+    taken as they are.
 
     Args:
         params: parameters, named parameters, or groups of them, as for any `torch.optim.Optimizer`. With names, a
@@ -117,8 +121,9 @@ class Optimizer(_Fields):
             compiled pass on the CPU, "triton" the one on a GPU.
 
     Raises:
-        InputError: a hyper-parameter is out of its range, a gradient is sparse where the rule has no use for it, or
-            penalties are asked for that have no meaning for the rule.
+        InputError: a hyper-parameter is out of its range, also later by its schedule; a gradient is sparse where the
+            rule has no use for it; penalties are asked for that have no meaning for the rule; or a step is captured in
+            a CUDA graph.
     """
 
     params: ParamsT
@@ -138,6 +143,7 @@ class Optimizer(_Fields):
     sparse: ClassVar[bool] = False  # whether sparse gradients are taken
 
     fields: ClassVar[dict[str, Any]] = {}
+    optional: ClassVar[frozenset[str]] = frozenset()  # fields that may be None
     arrays: ClassVar[tuple[str, ...]] = ()
     wanted: ClassVar[tuple[str, ...]] = ()
     scaled_by: ClassVar[tuple[str, ...]] = ()
@@ -145,6 +151,7 @@ class Optimizer(_Fields):
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         cls.fields = cls.fields | _taken_fields(cls)
+        cls.optional = cls.optional | _optional_fields(cls)
         if "update" in cls.__dict__:
             parameters = inspect.signature(cls.update).parameters.values()
             state = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD][2:]
@@ -167,16 +174,21 @@ class Optimizer(_Fields):
             raise RuntimeError("`fused` and `foreach` cannot be `True` together.")  # as torch says it
         self._plans: dict[int, Plan] = {}
         self._seen: list[Any] = []
+        self._held: dict[int, list[Any]] = {}  # by group: its hyper-parameters after the last step
         super().__init__(params, defaults)
 
     # ------------------------------------------------------------------ hyper-parameters
 
     def add_param_group(self, param_group: Group) -> None:
-        """Adds a group of parameters; its schedules are asked for the step that the optimizer is at."""
+        """Adds a copy of a group of parameters; its schedules are asked for the step that the optimizer is at."""
         if not isinstance(param_group, dict):
             raise TypeError(f"a parameter group is a dict with 'params', not a {type(param_group).__name__}")
+        if isinstance(param_group.get("params"), Iterator):  # it can be gone through once
+            param_group["params"] = list(param_group["params"])
+        # A copy: the dict may be given to another optimizer too, and a list belongs to this group alone.
+        param_group = {name: list(x) if isinstance(x, list) else x for name, x in param_group.items()}
         for name, default in self.defaults.items():
-            param_group.setdefault(name, default)
+            param_group.setdefault(name, list(default) if isinstance(default, list) else default)
         taken = max((group["steps"] for group in self.param_groups), default=0)
         param_group |= {"steps": taken, "schedules": {}}
         for name in self.fields:
@@ -193,17 +205,28 @@ class Optimizer(_Fields):
 
     def _take(self, group: Group, name: str) -> None:
         """Puts a schedule beside the group, and its current number into it."""
-        default = self._default(name)
-        if isinstance(group[name], list):  # a pair that went through JSON; or members, of this group alone
-            group[name] = tuple(group[name]) if isinstance(default, tuple) else list(group[name])
         value = group[name]
+        if isinstance(self._default(name), tuple) and isinstance(value, Iterable) and not isinstance(value, Tensor):
+            value = tuple(value)  # a pair that went through JSON
         group[name] = now = _at(value, group["steps"])
         if now is not value:
             group["schedules"][name] = (value, now)
-        if isinstance(default, float) and now is not None and not _numbers(now):
-            raise InputError(f"{name} is {now!r}: give a number, a schedule, or a list with one for each member")
-        kind = name.removeprefix("adamw_")  # of a companion rule
-        for number in _numbers(now):
+        self._check_value(group, name)
+
+    def _check_value(self, group: Group, name: str) -> None:
+        """Refuses a current number that is none, or out of its range."""
+        value, default, kind = group[name], self._default(name), name.removeprefix("adamw_")  # of a companion rule
+        if isinstance(value, float) and isinstance(default, float) and value >= 0:  # soon, as it is at each step
+            return
+        if value is None and (default is None or name in self.optional):
+            return
+        given = group["schedules"].get(name)
+        where = f" at step {group['steps']} of its schedule" if given and given[1] is value else ""
+        if kind == "betas" and isinstance(default, tuple):
+            _check_betas(name, value, len(default), where)
+        elif (isinstance(default, float) or kind in _AT_LEAST_0) and not _is_value(value):
+            raise InputError(f"{name} is {value!r}: give a number, a schedule, or a list with one for each member")
+        for number in _numbers(value):
             if isinstance(number, Tensor) and number.requires_grad and group["differentiable"]:
                 raise InputError(f"{name} requires a gradient: autograd goes through the step to the parameters and "
                                  "their gradients, not to the hyper-parameters")  # fmt: skip
@@ -211,9 +234,7 @@ class Optimizer(_Fields):
                 raise InputError(f"{name} is a tensor of {number.numel()} values: Tensor {name} must be 1-element; "
                                  "give a list for one value per member")  # fmt: skip
             if kind in _AT_LEAST_0 and not number >= 0:
-                raise InputError(f"Invalid {name} value: {number}: it must be 0 or more")
-        if kind == "betas":
-            _check_betas(now)
+                raise InputError(f"Invalid {name} value: {number}{where}: it must be 0 or more")
 
     def _default(self, name: str) -> Any:
         """Returns a hyper-parameter's default in the rule, whatever this optimizer was given."""
@@ -234,24 +255,45 @@ class Optimizer(_Fields):
                 )
 
     def _follow_schedules(self, group: Group) -> None:
-        for name, (schedule, last) in group["schedules"].items():
+        """Puts the numbers of this step into a group; what was written there since the last one may be a schedule."""
+        held, values, schedules = self._held.get(id(group), ()), self._values(group), group["schedules"]
+        if not same(held, values):
+            for name, value, before in itertools.zip_longest(self.defaults, values, held):
+                if value is not before and (callable(value) or isinstance(value, list | tuple)):
+                    self._take(group, name)
+        elif not schedules:
+            return
+        for name, (schedule, last) in schedules.items():
             if name == "lr" and "initial_lr" in group:
                 raise InputError("lr has a schedule of its own, and one of torch.optim.lr_scheduler: take one of them")
             if group[name] is last or group[name] == last:  # else it was written by hand, which counts
                 group[name] = now = _at(schedule, group["steps"])
-                group["schedules"][name] = (schedule, now)
+                schedules[name] = (schedule, now)
+                self._check_value(group, name)
+        if schedules:
+            self.check(group)
+        self._held[id(group)] = self._values(group)
+
+    def _values(self, group: Group) -> list[Any]:
+        return list(map(group.get, self.defaults))
 
     # ------------------------------------------------------------------ the step
 
+    @_disable_dynamo  # it would trace the addresses; torch.compiler.disable would load it with this file, in seconds
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Takes one step.
+        """Takes one step. `torch.compile` leaves it as it is: it is compiled already.
 
         Args:
             closure: clears the gradients, computes the loss, its gradients, and returns it.
 
         Returns:
             What the closure returned.
+
+        Raises:
+            InputError: a schedule gives a number that is out of its range, or a CUDA graph is being captured; then
+                nothing has moved.
         """
+        self._refuse_capture()
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -266,6 +308,14 @@ class Optimizer(_Fields):
                 group["steps"] += 1
         self._seen = self._states()
         return loss
+
+    def _refuse_capture(self) -> None:
+        """Keeps the step out of a CUDA graph, which would replay the numbers that it was captured with."""
+        if not torch.cuda.is_initialized() or not torch.cuda.is_current_stream_capturing():  # type: ignore[no-untyped-call]
+            return
+        if any(p.is_cuda for group in self.param_groups for p in group["params"]):
+            raise InputError("this optimizer's step cannot go into a CUDA graph, as its numbers are computed outside: "
+                             "capture forward and backward alone, and call step() after each replay")  # fmt: skip
 
     def _states(self) -> list[Any]:
         return [*self.state, *self.state.values()]
@@ -287,7 +337,10 @@ class Optimizer(_Fields):
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns the state, as `torch.optim` has it; schedules are no state, only the step they are at."""
+        """Returns the state, as `torch.optim` has it; schedules are no state, only the step they are at.
+
+        A group's `schedules` are `None` in it: torch's flattened checkpoints ask for all keys that a group has.
+        """
         ours = self.register_state_dict_post_hook(_storable, prepend=True)  # the user's hooks see what is returned
         try:
             return super().state_dict()
@@ -298,7 +351,8 @@ class Optimizer(_Fields):
         """Goes on from a state of this optimizer or of the one in `torch.optim`.
 
         Parameters with names on both sides are matched by name, whatever the order and the groups; others by their
-        place. Schedules stay those of this optimizer, at the saved step.
+        place. Schedules stay those of this optimizer, at the saved step. The state of torch's `SGD` has none, and
+        they start from 0: write the number of steps into `group["steps"]` of each group after loading.
 
         Raises:
             InputError: a name is on one side alone, or twice.
@@ -364,7 +418,7 @@ class Optimizer(_Fields):
         for group in self.param_groups:
             for name in ("l1", "l2"):  # which an optimizer of an earlier version has not
                 group.setdefault(name, 0.0)
-        self._plans, self._seen = {}, []
+        self._plans, self._seen, self._held = {}, [], {}
 
 
 def _taken_fields(cls: type) -> dict[str, Any]:
@@ -377,6 +431,12 @@ def _taken_fields(cls: type) -> dict[str, Any]:
     return own
 
 
+def _optional_fields(cls: type) -> frozenset[str]:
+    """Returns the hyper-parameters whose types allow `None`; a type may be a text."""
+    kinds = inspect.get_annotations(cls).items()
+    return frozenset(name for name, kind in kinds if "None" in str(kind) or "Optional" in str(kind))
+
+
 def _storable(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Takes schedules out of a state, and its numbers out of the array that they share."""
     numbers = ("step", *optimizer.numbers) if isinstance(optimizer, Optimizer) else ()
@@ -386,7 +446,7 @@ def _storable(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[s
         elif isinstance(values, dict):
             state["state"][i] = {name: value.clone() if name in numbers else value for name, value in values.items()}
     for group in state["param_groups"]:
-        group.pop("schedules", None)
+        group["schedules"] = None
     return state
 
 
@@ -426,11 +486,19 @@ def _numbers(value: Any) -> list[Any]:
     return [value] if isinstance(value, numbers.Real | Tensor) else []
 
 
-def _check_betas(betas: Any) -> None:
-    kinds = {isinstance(beta, Tensor) for beta in betas}
-    if len(kinds) > 1:
+def _is_value(value: Any) -> bool:
+    """Says whether this is a number, or a list with one for each member."""
+    values = value if isinstance(value, list) else [value]
+    return bool(values) and all(isinstance(x, numbers.Real | Tensor) for x in values)
+
+
+def _check_betas(name: str, betas: Any, count: int, where: str) -> None:
+    if not (isinstance(betas, tuple) and len(betas) == count and all(map(_is_value, betas))):
+        raise InputError(f"{name} is {betas!r}: give {count} numbers, each of which may be a schedule or a list with "
+                         "one for each member")  # fmt: skip
+    if len({isinstance(beta, Tensor) for beta in betas}) > 1:
         raise InputError("betas must be either both floats or both Tensors")
     for i, beta in enumerate(betas):
         for number in _numbers(beta):
             if not 0 <= number < 1:
-                raise InputError(f"Invalid beta parameter at index {i}: {number}: it must be from 0 to below 1")
+                raise InputError(f"Invalid beta parameter at index {i}: {number}{where}: it must be from 0 to below 1")

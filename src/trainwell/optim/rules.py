@@ -121,6 +121,11 @@ class Adagrad(Optimizer):
     def step_size(sum, *, t, lr, lr_decay, eps):
         return _over(lr / (1 + (t - 1) * lr_decay), sqrt(sum) + eps, sum)
 
+    def share_memory(self) -> None:
+        """Puts the sums into memory that processes share, as torch's does, for training in several of them."""
+        for values in self.state.values():
+            values["sum"].share_memory_()
+
 
 class RMSprop(Optimizer):
     """RMSProp: AdaGrad that forgets.

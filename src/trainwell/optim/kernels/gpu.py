@@ -30,8 +30,6 @@ def run(kernel: Callable[..., None], table: Any, numbers: Any, device: torch.dev
         numbers: the program's numbers, in rows.
         device: where the arrays are.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise InputError("this optimizer's step cannot go into a CUDA graph: its numbers are computed outside")
 
     def there(values: Any) -> torch.Tensor:
         return torch.from_numpy(values).to(device, non_blocking=True)
@@ -40,7 +38,9 @@ def run(kernel: Callable[..., None], table: Any, numbers: Any, device: torch.dev
         table.there = [there(part) for part in (*table.cuts, table.rows)]
     addresses = there(table.addresses.view("int64"))
     counts = addresses.shape[1], numbers.shape[1]
-    kernel[len(table.cuts[0]),](addresses, *table.there, there(numbers), *counts, _BLOCK)  # type: ignore[index]
+    # Triton launches on the current device.
+    with torch.cuda.device_of(addresses):  # type: ignore[no-untyped-call]
+        kernel[len(table.cuts[0]),](addresses, *table.there, there(numbers), *counts, _BLOCK)  # type: ignore[index]
 
 
 def refuse_if_missing(device: torch.device) -> None:
