@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import tomllib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -355,6 +356,19 @@ def _not_of_one_sample(outputs, targets):
     return nn.functional.cross_entropy(outputs, targets) * (1 if outputs.sum().item() > 0 else 2)
 
 
+WEIGHT = torch.tensor([1.0, 10.0, 100.0])
+PROBABILITIES = nn.Sequential(nn.Linear(6, 3), nn.Softmax(1))
+ONE_STEP = {"lr": 1e-3, "steps": 1, "epochs": None}
+
+
+def _weighted(outputs, targets):
+    return nn.functional.cross_entropy(outputs, targets, weight=WEIGHT)
+
+
+def _of_probabilities(outputs, targets):
+    return nn.functional.nll_loss(outputs.log(), targets)
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -370,6 +384,11 @@ def _not_of_one_sample(outputs, targets):
         ({"loss": nn.CrossEntropyLoss(), "label_smoothing": 0.1}, "label_smoothing is for the classification loss"),
         ({"cutmix": 1.0}, "cutmix pastes parts of images"),
         ({"mixup": 0.2, "loss": _not_of_one_sample}, "take the loss of each sample, and this one cannot"),
+        ({"mixup": 0.2, "loss": nn.CrossEntropyLoss(weight=WEIGHT)}, "class weights in a batch, .* they would cancel"),
+        ({"mixup": 0.2, "loss": _weighted}, "take the loss of each sample, and this one is not the mean of those"),
+        ({"mixup": 0.2, "loss": partial(tw.regularize.cross_entropy, weight=WEIGHT), **ONE_STEP}, None),
+        ({"mixup": 0.2, "class_weight": "balanced", "model": "mlp", **ONE_STEP}, None),
+        ({"mixup": 0.2, "loss": _of_probabilities, "model": PROBABILITIES, **ONE_STEP}, None),
         ({"model": "mlp", "drop_path_rate": 0.1}, "no residual branch"),
         ({"metrics": [print]}, "metrics must map names"),
         ({"metrics": {"loss": max}}, "cannot be called 'loss'"),

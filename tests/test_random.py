@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from trainwell import random
+from trainwell import InputError, random
 
 
 def test_mix_is_splitmix64():
@@ -22,6 +22,18 @@ def test_key_is_a_function_of_its_place(where):
     assert random.key(*where) == random.key(*where)
     assert random.key(*where, 0) != random.key(*where, 1)
     assert random.key(*where, "a") != random.key(*where)
+
+
+@pytest.mark.parametrize("number", [np.int32(7), np.uint64(7), torch.tensor(7), np.array(7)], ids=repr)
+def test_a_whole_number_of_any_library_is_the_same_place(number):
+    assert random.key("x", number) == random.key("x", 7)
+
+
+@pytest.mark.parametrize("part", [0.4, 3.0, np.float32(1), torch.tensor(0.5), None, torch.tensor([1, 2])], ids=repr)
+def test_a_place_that_would_be_cut_to_a_whole_number_is_refused(part):
+    with pytest.raises(InputError, match="^a place is made of whole numbers and words, not ") as caught:
+        random.key(0, part)
+    assert "\n" not in str(caught.value)
 
 
 def test_keys_continue_a_place():

@@ -11,12 +11,15 @@ variant 13 of Stafford's mixers), folded over the words of the place.
 import contextlib
 import functools
 import hashlib
+import operator
 import random as _python_random
 from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+from trainwell.errors import InputError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -37,10 +40,18 @@ def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 def word(part: int | str) -> int:
-    """Returns the 64-bit word of a part of a place: of a number itself, of a string its hash."""
+    """Returns the 64-bit word of a part of a place: of a whole number itself, of a string its hash.
+
+    Raises:
+        InputError: it is neither, as a fraction is, which would be cut off.
+    """
     if isinstance(part, str):
         return int.from_bytes(hashlib.blake2b(part.encode(), digest_size=8).digest(), "little")
-    return int(part) & 0xFFFF_FFFF_FFFF_FFFF
+    try:
+        return operator.index(part) & 0xFFFF_FFFF_FFFF_FFFF
+    except TypeError as error:
+        told = " ".join(repr(part).split())
+        raise InputError(f"a place is made of whole numbers and words, not {told}") from error
 
 
 def key(*where: int | str) -> int:

@@ -10,12 +10,18 @@ from torch import nn
 
 from trainwell import InputError
 from trainwell.ensemble import marginalize
+from trainwell.freezing import freeze
 from trainwell.regularize import Dropout, StochasticDepth, exact_marginal
 
 
 def net(*noise, seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.ReLU(), *noise, nn.Linear(5, 3))
+
+
+def freeze_of(layer):
+    freeze(layer)
+    return layer
 
 
 @pytest.fixture
@@ -102,10 +108,107 @@ def test_an_error_in_a_crop_leaves_the_modes(x):
     assert not model[3]._sampling
 
 
-def test_several_labels(x):
-    model = net().eval()
-    result = marginalize(model, x, probabilities=torch.sigmoid)
-    torch.testing.assert_close(result.probabilities.float(), model(x).sigmoid())
+class Says(nn.Module):
+    """A model that gives each row the same probabilities, as logits of labels, whatever it is called with."""
+
+    def __init__(self, *p):
+        super().__init__()
+        self.logits = torch.tensor(p, dtype=torch.float64).logit().float()
+
+    def forward(self, x):
+        return self.logits.expand(len(x), -1)
+
+
+def test_several_labels_by_hand(x):
+    result = marginalize([Says(0.9, 0.2), Says(0.3, 0.4)], x, multilabel=True)
+    assert result.probabilities.shape == (11, 2)
+    np.testing.assert_allclose(result.probabilities[0], [0.6, 0.3], atol=1e-6)
+    np.testing.assert_allclose(result.std[0], [0.6 / 2**0.5, 0.2 / 2**0.5], atol=1e-6)
+    np.testing.assert_allclose(result.entropy[0], stats.entropy([0.6, 0.4]) + stats.entropy([0.3, 0.7]), atol=1e-6)
+    assert result.disagreement[0] == 0.25  # of four decisions, yes no and no no, one is not as in yes no
+    assert result.entropy.shape == result.disagreement.shape == (11,)
+
+
+def test_one_yes_or_no_output_by_hand(x):
+    result = marginalize([Says(0.9), Says(0.3), Says(0.3)], x, multilabel=True)
+    np.testing.assert_allclose(result.probabilities[0], [0.5], atol=1e-6)
+    np.testing.assert_allclose(result.std[0], [0.12**0.5], atol=1e-6)
+    np.testing.assert_allclose(result.entropy[0], np.log(2), atol=1e-6)
+    even = marginalize([Says(0.5), Says(0.5)], x, multilabel=True)
+    assert even.disagreement.abs().max() == 0
+    assert marginalize([Says(0.5), Says(0.4)], x, multilabel=True).disagreement[0] == 0.5  # at 0.5 it is yes
+
+
+def test_softmax_of_one_output_is_refused(x):
+    with pytest.raises(InputError, match="give multilabel=True for one yes-or-no output"):
+        marginalize(Says(0.9), x)
+
+
+def test_values_of_one_column_are_averaged_as_they_are(x):
+    models = [nn.Linear(6, 1), nn.Linear(6, 1)]
+    result = marginalize(models, x, probabilities=lambda outputs: outputs)
+    torch.testing.assert_close(result.probabilities.float(), (models[0](x) + models[1](x)).detach() / 2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "logits"),
+    [(lambda y: {"logits": y, "loss": None}, lambda out: out["logits"]), (lambda y: (y, "more"), lambda out: out[0])],
+    ids=["dict", "tuple"],
+)
+def test_a_model_may_return_anything_of_which_probabilities_are_made(kind, logits, x):
+    model = net(Dropout(0.4)).eval()
+    told = copy.deepcopy(model)
+    told.register_forward_hook(lambda _, __, y: kind(y))
+    expected = marginalize(model, x, samples=3)
+    result = marginalize(told, x, samples=3, probabilities=lambda out: logits(out).softmax(1))
+    for a, b in zip(result, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": nn.Conv1d(6, 4, 1), "x": torch.zeros(3, 6, 5)}, r"is of shape \(3, 4, 5\), not of shape \(3, k\)"),
+        ({"crops": [lambda x: torch.cat([x, x])]}, r"for 11 rows is of shape \(22, 3\)"),
+        ({"probabilities": lambda y: y.softmax(1).mean(1)}, r"is of shape \(11,\), not"),
+        ({"probabilities": lambda y: (y,)}, "is of type tuple, not"),
+        ({"model": nn.LSTM(6, 3)}, "is of type tuple, not"),
+    ],
+)  # fmt: skip
+def test_what_is_no_table_of_probabilities_is_refused_by_its_shape(arguments, message, x):
+    with pytest.raises(InputError, match=message) as caught:
+        marginalize(**{"model": net(), "x": x, **arguments})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("noise", [(), (nn.Dropout(0.0),), (freeze_of(nn.Dropout(0.5)),)], ids=["none", "0", "frozen"])
+def test_samples_where_nothing_is_random_are_refused(noise, x):
+    quiet = net(*noise)
+    with pytest.raises(InputError, match="^there is no noise to sample in the model: samples=0, or "):
+        marginalize([quiet, quiet], x, samples=20)
+    assert marginalize([quiet, net(nn.Dropout(0.5))], x, samples=20).std.max() > 0  # one has some
+    assert marginalize(quiet, x).draws == 1
+
+
+def test_a_layer_of_others_that_skips_branches_is_sampled(x):
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x, 0.5, self.training)
+
+    assert marginalize(net(DropPath()), x, samples=20).std.max() > 0.01
+
+
+@pytest.mark.parametrize("samples", [0, 4])
+def test_what_draws_even_in_evaluation_is_a_function_of_the_seed_and_changes_no_state(samples):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.FractionalMaxPool2d(2, output_size=5), nn.Flatten(), nn.Linear(75, 3))
+    x = torch.randn(4, 3, 9, 9)
+    state = torch.get_rng_state()
+    first = marginalize(model, x, samples=samples).probabilities
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(99)
+    assert torch.equal(marginalize(model, x, samples=samples).probabilities, first)
+    assert not torch.equal(marginalize(model, x, samples=samples, seed=1).probabilities, first)
 
 
 @pytest.mark.parametrize(

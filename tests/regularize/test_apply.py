@@ -128,8 +128,7 @@ def test_stochastic_depth_skips_the_branch_and_keeps_the_shortcut():
     block = Block(3)
     apply(model := nn.Sequential(block), stochastic_depth=1.0, branches=["0.bn2"])
     model.train()
-    assert block.bn2.noise_after.p == 0  # one block: the first of the line
-    block.bn2.noise_after.p = 1.0
+    assert block.bn2.noise_after.p == 1  # one block: the last of the line
     x = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(model(x), x.relu())
 
@@ -170,6 +169,27 @@ def test_layers_that_are_there_get_the_new_fraction():
     }  # fmt: skip
     assert not model[5].training
     assert model[3].training
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [(nn.Dropout(0.1), "dropout"), (nn.Dropout2d(0.1), "feature_dropout"), (Dropout(0.1), "dropout"),
+     (StochasticDepth(0.1), "stochastic_depth"), (DropConnect(nn.Linear(2, 2), 0.1), "dropconnect")],
+    ids=repr,
+)  # fmt: skip
+def test_a_model_that_is_itself_a_noise_layer_gets_the_new_fraction(model, name):
+    [change] = apply(model, **{name: 0.5})
+    assert change.where == ""
+    assert model.p == 0.5
+
+
+def test_a_model_that_is_itself_a_layer_of_others_that_skips_is_refused():
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(InputError, match="no residual branch"):
+        apply(DropPath(), stochastic_depth=0.5)
 
 
 def test_again_it_sets_what_it_put_in_before():

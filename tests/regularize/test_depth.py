@@ -79,7 +79,7 @@ def test_it_is_sampled_in_evaluation():
 
 def test_rates_rise_by_equal_steps():
     assert depth_rates(0.3, 4) == pytest.approx([0, 0.1, 0.2, 0.3])
-    assert depth_rates(0.3, 1) == [0.0]
+    assert depth_rates(0.3, 1) == [0.3]  # not nothing
     assert depth_rates(0.3, 0) == []
 
 

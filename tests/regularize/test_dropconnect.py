@@ -123,6 +123,32 @@ def test_it_trains_and_gradients_reach_the_kept_weights(name):
     assert 0.1 < float((weight.grad == 0).double().mean()) < 0.8
 
 
+@NAMED
+@pytest.mark.parametrize("scaling", ["inverted", "classic"])
+def test_under_autocast_training_and_sampling_have_the_dtype_of_evaluation(name, scaling):
+    make, shape = LAYERS[name]
+    layer, x = DropConnect(make(), 0.4, scaling=scaling), torch.randn(shape)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained = layer(x)
+        evaluated = layer.eval()(x)
+        with sampling(layer):
+            sampled = layer(x)
+    assert trained.dtype == sampled.dtype == evaluated.dtype == torch.bfloat16
+
+
+@NAMED
+def test_an_empty_batch_has_the_shape_of_evaluation_and_a_gradient(name):
+    make, shape = LAYERS[name]
+    layer, x = DropConnect(make(), 0.4), torch.randn(0, *shape[1:])
+    expected = layer.eval()(x).shape
+    with sampling(layer):
+        assert layer(x).shape == expected
+    trained = layer.train()(x)
+    assert trained.shape == expected
+    trained.sum().backward()
+    assert not layer.weight.grad.any()
+
+
 def test_gaussian_numbers_are_gaussian():
     from scipy import stats
 

@@ -1,5 +1,6 @@
 """Dropout: against the enumeration of all masks, in mean and variance, and in its gradient."""
 
+import copy
 import itertools
 import math
 
@@ -10,6 +11,7 @@ from scipy import stats
 from torch import nn
 
 from trainwell import InputError
+from trainwell.freezing import freeze
 from trainwell.regularize import Dropout, exact_marginal, keyed, sampling
 
 
@@ -84,6 +86,40 @@ def test_two_layers_of_feature_maps_are_enumerated():
             hidden = torch.tanh(model[1](x * a[:, None, None] / 0.75)) * b[:, None, None] / 0.5
             total = total + chance * model[5](hidden.flatten(1)).softmax(1)
     torch.testing.assert_close(exact_marginal(model, x), total.detach(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+@pytest.mark.parametrize("units", [12, 13])
+def test_the_exact_mean_of_a_float32_model_is_that_of_float64(units, softmax):
+    torch.manual_seed(units)
+    model = nn.Sequential(nn.Linear(6, units), nn.ReLU(), Dropout(0.5), nn.Linear(units, 3))
+    x = torch.randn(4, 6)
+    exact = exact_marginal(model, x, probabilities=softmax)
+    assert exact.dtype == torch.float64
+    doubled = exact_marginal(copy.deepcopy(model).double(), x.double(), probabilities=softmax)
+    torch.testing.assert_close(exact, doubled, rtol=0, atol=1e-6)
+
+
+def test_frozen_dropout_drops_nothing_in_the_exact_mean_either():
+    model = nn.Sequential(Dropout(0.5), nn.Linear(30, 5), nn.Tanh(), Dropout(0.5), nn.Linear(5, 3))
+    x = torch.randn(2, 30)
+    freeze(model[0])  # of which there would be 2**30 masks
+    mine = exact_marginal(nn.Sequential(*model[1:]), x)
+    torch.testing.assert_close(exact_marginal(model, x), mine)
+    freeze(model)
+    torch.testing.assert_close(exact_marginal(model, x), model.eval()(x).softmax(1).double())
+    torchs = nn.Sequential(nn.Dropout(0.5), Dropout(0.5))
+    freeze(torchs[0])
+    assert exact_marginal(torchs, x[:, :4]).shape == (2, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("how", [{"p": 0.4}, {"p": 0.4, "maps": True}, {"p": 0}, {"p": 1}], ids=str)
+def test_dtype_and_layout_in_memory_are_kept(dtype, layout, how):
+    layer, x = Dropout(**how), torch.randn(2, 3, 4, 5).to(dtype).contiguous(memory_format=layout)
+    for y in (layer(x), layer.eval()(x)):
+        assert (y.dtype, y.shape, y.stride()) == (x.dtype, x.shape, x.stride())
 
 
 def test_a_dropped_map_is_dropped_whole():

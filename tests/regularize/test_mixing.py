@@ -1,5 +1,6 @@
 """Mixup and CutMix: their papers' formulas given the draws, and the draws themselves."""
 
+import functools
 import math
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 from torch.nn import functional as F
 
 from trainwell import InputError
-from trainwell.regularize import cutmix, mix, mixed_loss, mixup
+from trainwell.regularize import cross_entropy, cutmix, mix, mixed_loss, mixup
 
 
 def test_mixup_is_the_papers_formula():
@@ -90,6 +92,121 @@ def test_the_loss_of_numbers_and_of_labels():
     for loss in (F.mse_loss, F.binary_cross_entropy_with_logits):
         each = [share[i] * loss(outputs[i], y[i]) + (1 - share[i]) * loss(outputs[i], others[i]) for i in range(6)]
         torch.testing.assert_close(mixed_loss(loss, outputs, y, others, share), torch.stack(each).mean())
+
+
+W = torch.tensor([1.0, 10.0, 100.0])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(weight=W, reduction="none"), functools.partial(F.cross_entropy, weight=W, reduction="none"),
+     functools.partial(cross_entropy, weight=W), lambda o, t: cross_entropy(o, t, W)],
+)  # fmt: skip
+def test_class_weights_count_in_the_loss_of_mixed_targets(loss):
+    torch.manual_seed(0)
+    outputs, y, share = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 0]), torch.rand(6)
+    others = y.roll(1)
+    log_p = outputs.log_softmax(1)
+    by_hand = sum(
+        -share[i] * W[y[i]] * log_p[i, y[i]] - (1 - share[i]) * W[others[i]] * log_p[i, others[i]] for i in range(6)
+    )
+    torch.testing.assert_close(mixed_loss(loss, outputs, y, others, share), by_hand / 6)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(reduction="none", ignore_index=2),
+                                  functools.partial(cross_entropy, ignore_index=2)])  # fmt: skip
+def test_ignored_targets_add_nothing_to_the_loss_of_mixed_targets(loss):
+    outputs, y, others, share = torch.randn(3, 3), torch.tensor([0, 2, 2]), torch.tensor([2, 1, 2]), torch.rand(3)
+    log_p = outputs.log_softmax(1)
+    by_hand = -share[0] * log_p[0, 0] - (1 - share[1]) * log_p[1, 1]
+    torch.testing.assert_close(mixed_loss(loss, outputs, y, others, share), by_hand / 3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(weight=W), nn.NLLLoss(W), functools.partial(F.cross_entropy, weight=W),
+     functools.partial(F.nll_loss, weight=W, reduction="mean")],
+    ids=["module", "nll", "partial", "partial with mean"],
+)  # fmt: skip
+def test_class_weights_that_would_cancel_are_refused(loss):
+    with pytest.raises(
+        InputError, match=r"they would cancel: take functools\.partial\(tw\.regularize\.cross"
+    ) as caught:
+        mixed_loss(loss, torch.randn(2, 3), torch.tensor([0, 1]), torch.tensor([1, 0]), torch.rand(2))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_labels_which_do_not_cancel_are_taken():
+    outputs, y, share = torch.randn(6, 3), torch.rand(6, 3), torch.rand(6)
+    others = y.roll(1, 0)
+    for loss in (nn.BCEWithLogitsLoss(weight=W), functools.partial(F.binary_cross_entropy_with_logits, weight=W)):
+        each = [share[i] * loss(outputs[i], y[i]) + (1 - share[i]) * loss(outputs[i], others[i]) for i in range(6)]
+        torch.testing.assert_close(mixed_loss(loss, outputs, y, others, share), torch.stack(each).mean())
+
+
+def test_a_loss_of_each_number_is_refused_by_its_shape():
+    outputs, y = torch.randn(4, 2), torch.rand(4, 2)
+    with pytest.raises(InputError, match=r"the loss has shape \(4, 2\) for 4 samples"):
+        mixed_loss(nn.MSELoss(reduction="none"), outputs, y, y, torch.rand(4))
+
+
+def _mixed_by_both(x, *where):
+    return mix(x, *where, mixup_alpha=1.0, cutmix_alpha=1.0)
+
+
+@pytest.mark.parametrize("function", [mixup, cutmix, _mixed_by_both])
+def test_without_a_place_it_follows_torchs_generator(function):
+    x = torch.randn(16, 3, 8, 8)
+    torch.manual_seed(3)
+    first, second = function(x), function(x)
+    assert not torch.equal(first.partners, second.partners)
+    assert not torch.equal(first.inputs, second.inputs)
+    torch.manual_seed(3)
+    for before in (first, second):
+        assert all(torch.equal(a, b) for a, b in zip(before, function(x), strict=True))
+    state = torch.get_rng_state()
+    function(x, 0, 5)
+    assert torch.equal(torch.get_rng_state(), state)  # at a place nothing is drawn from it
+
+
+@pytest.mark.parametrize("function", [mixup, cutmix, _mixed_by_both])
+def test_a_share_in_the_place_of_the_place_is_refused(function):
+    with pytest.raises(InputError, match=r"a place is made of whole numbers and words, not 0\.4"):
+        function(torch.zeros(2, 1, 4, 4), 0.4)
+
+
+def test_mixup_of_whole_numbers_is_refused_and_cutmix_takes_them():
+    x = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    for function in (mixup, lambda x, *where: mix(x, *where, mixup_alpha=0.2)):
+        with pytest.raises(InputError, match=r"give floats, as x\.float\(\) / 255"):
+            function(x, 0)
+    mixed = cutmix(x, 0)
+    assert mixed.inputs.dtype == torch.uint8
+    assert ((mixed.inputs == x) | (mixed.inputs == x[mixed.partners])).all()
+
+
+def test_a_share_may_be_one_number_and_all_may_be_lists():
+    x = torch.randn(3, 1, 8, 8)
+    for share in (0.25, [0.25, 0.25, 0.25], np.full(3, 0.25, np.float32), 1):
+        mixed = mixup(x, share=share, partners=[1, 2, 0])
+        own = torch.as_tensor(share).expand(3)
+        torch.testing.assert_close(mixed.inputs, own.view(3, 1, 1, 1) * x + (1 - own).view(3, 1, 1, 1) * x[[1, 2, 0]])
+        assert torch.equal(mixed.share, own.float())
+    given = {"share": torch.full((3,), 0.75), "partners": torch.tensor([1, 2, 0])}
+    expected = cutmix(x, **given, centres=torch.full((3, 2), 0.5))
+    for centres in ([0.5, 0.5], [[0.5, 0.5]] * 3):
+        mixed = cutmix(x, share=0.75, partners=[1, 2, 0], centres=centres)
+        assert all(torch.equal(a, b) for a, b in zip(mixed, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"share": [0.1, 0.2]}, r"share has shape \(2,\): give one for each of 3 samples, \(3,\)"),
+     ({"partners": [1, 0]}, r"partners has shape \(2,\)"), ({"centres": [0.1, 0.2, 0.3]}, r"centres has shape \(3,\)")],
+)  # fmt: skip
+def test_what_is_given_for_another_number_of_samples_is_refused(given, message):
+    with pytest.raises(InputError, match=message):
+        cutmix(torch.zeros(3, 1, 4, 4), 0, **given)
 
 
 def test_with_both_each_has_its_turn():

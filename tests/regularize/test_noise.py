@@ -10,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from ranks import gradient
 from trainwell import InputError
-from trainwell.regularize import Dropout, keyed, sampling
+from trainwell.freezing import freeze
+from trainwell.regularize import Dropout, StochasticDepth, keyed, sampling
+from trainwell.regularize.noise import noise_layers
 
 
 class Net(nn.Sequential):
@@ -92,6 +94,45 @@ def test_the_dropout_within_torchs_larger_layers_is_sampled(layer):
         assert torch.equal(out(), out())
 
 
+def _named(name):
+    """A layer of somebody else's that skips rows in training, as torchvision's and timm's do."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5, self.training)
+
+    return type(name, (nn.Module,), {"forward": forward})()
+
+
+@pytest.mark.parametrize("name", ["StochasticDepth", "DropPath"])
+def test_the_layers_of_others_that_skip_branches_are_sampled_by_their_names_unless_frozen(name, x):
+    model = nn.Sequential(_named(name), nn.BatchNorm2d(3)).eval()
+    with sampling(model):
+        assert not model[1].training
+        assert not torch.equal(model(x), model(x))
+    assert not model[0].training
+    freeze(model[0])
+    with sampling(model):
+        assert not model[0].training
+        assert torch.equal(model(x), model(x))
+
+
+def test_what_is_noise_is_what_draws():
+    noisy = [
+        Dropout(0.1), StochasticDepth(0.1), nn.Dropout(0.1), nn.Dropout3d(0.1), nn.AlphaDropout(0.1), nn.RReLU(),
+        nn.LSTM(2, 2, 2, dropout=0.1), nn.MultiheadAttention(2, 1, dropout=0.1), nn.FractionalMaxPool2d(2, 3),
+        _named("DropPath"),
+    ]  # fmt: skip
+    quiet = [
+        Dropout(0), StochasticDepth(0.0), nn.Dropout(0.0), nn.GRU(2, 2), nn.MultiheadAttention(2, 1),
+        nn.BatchNorm2d(2), nn.MaxPool2d(2), _named("Path"),
+    ]  # fmt: skip
+    model = nn.ModuleList([*noisy, *quiet])
+    assert noise_layers(model) == noisy
+    freeze(model[0])
+    freeze(model[2])
+    assert noise_layers(model) == [noisy[1], *noisy[3:]]
+
+
 def test_an_exception_within_sampling_leaves_nothing_behind(x):
     model = Net()
     with pytest.raises(KeyError), sampling(model), sampling(model):
@@ -158,8 +199,9 @@ def test_rows_may_be_any_and_a_sample_may_have_several():
 
 
 def test_the_layout_in_memory_changes_nothing(x):
-    layer = Dropout(0.5)
-    assert torch.equal(noisy(layer, x.contiguous(memory_format=torch.channels_last), 0), noisy(layer, x, 0))
+    layer, other = Dropout(0.5), x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(noisy(layer, other, 0), noisy(layer, x, 0))
+    assert noisy(layer, other, 0).stride() == other.stride() != x.stride()
 
 
 def test_a_forward_pass_that_is_done_again_has_the_same_noise(x):

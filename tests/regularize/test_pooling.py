@@ -70,28 +70,21 @@ def test_every_order_of_ones_and_twos_is_as_likely():
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
 
 
-def test_it_is_torchs_op_where_that_has_the_same_regions():
-    # Halving: every region is two pixels wide, whatever is drawn.
-    x = torch.randn(3, 2, 12, 8)
-    theirs = F.fractional_max_pool2d(x, 2, output_size=(6, 4))
-    for mode in ("random", "pseudorandom"):
-        layer = FractionalMaxPool2d(output_size=(6, 4), mode=mode, overlapping=False)
-        assert torch.equal(layer(x), theirs)
-        assert torch.equal(layer.eval()(x), theirs)
-    # And in general, with torch's own borders in place of ours: regions of two from each border on.
-    samples = torch.rand(3, 2, 2)
-    theirs = F.fractional_max_pool2d(x, 2, output_size=(9, 5), _random_samples=samples)
-    for i in range(3):
-        for c in range(2):
-            starts = [_as_torch(size, to, float(u)) for size, to, u in zip((8, 12), (5, 9), samples[i, c], strict=True)]
-            columns, rows = starts
-            regions = [[x[i, c, a : a + 2, b : b + 2].max() for b in columns] for a in rows]
-            assert torch.equal(theirs[i, c], torch.tensor(regions))
-
-
-def _as_torch(size, to, u):
-    alpha = (size - 2) / (to - 1)
-    return [int((i + u) * alpha) - int(u * alpha) for i in range(to - 1)] + [size - 2]
+@MODES
+@pytest.mark.parametrize(
+    ("size", "to", "kernel", "overlapping"),
+    [
+        ((12, 8), (6, 4), 2, False),  # two pixels wide, side by side
+        ((13, 9), (6, 4), 3, True),  # three pixels wide, two apart
+        ((7, 9), (6, 8), 2, True),  # two pixels wide, one apart
+    ],
+)
+def test_it_is_torchs_op_where_that_has_the_same_regions_whatever_is_drawn(mode, size, to, kernel, overlapping):
+    x = torch.randn(3, 2, *size)
+    theirs = F.fractional_max_pool2d(x, kernel, output_size=to)
+    layer = FractionalMaxPool2d(output_size=to, mode=mode, overlapping=overlapping)
+    assert torch.equal(layer(x), theirs)
+    assert torch.equal(layer.eval()(x), theirs)
 
 
 @MODES

@@ -57,22 +57,20 @@ def test_balanced_weights_of_labels_make_both_sides_count_the_same():
     assert weights[2] == 1  # a label that nobody has
 
 
-def test_the_weighted_loss_is_torchs_where_the_weights_average_one():
-    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([90, 9, 1]))
-    outputs = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
-    weight = torch.from_numpy(losses.balanced_weights(targets.numpy(), "classification"))
-    loss = losses.weighted_cross_entropy(outputs, targets, weight)
-    torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(outputs, targets, weight))
-    parts = zip(outputs.chunk(2), targets.chunk(2), strict=True)
-    halves = [losses.weighted_cross_entropy(x, y, weight) for x, y in parts]
-    torch.testing.assert_close(sum(halves) / 2, loss)  # pieces of a batch add up; torch's do not
-
-
-def test_the_weight_of_a_smoothed_target_is_that_of_its_class():
+def test_the_objective_with_weights_is_the_mean_of_each_samples_loss_times_its_weight():
     outputs, targets, weight = torch.randn(4, 3), torch.tensor([0, 1, 2, 2]), torch.tensor([1.0, 2.0, 5.0])
     spread = 0.9 * torch.nn.functional.one_hot(targets, 3) + 0.1 / 3
     by_hand = -(spread * outputs.log_softmax(1)).sum(1) * weight[targets]
-    torch.testing.assert_close(losses.weighted_cross_entropy(outputs, targets, weight, 0.1), by_hand.mean())
+    objective, _ = losses.for_task("classification", 0.1, weight)
+    torch.testing.assert_close(objective(outputs, targets), by_hand.mean())
+
+
+def test_balanced_weights_make_the_objective_torchs_over_all_samples():
+    targets = torch.repeat_interleave(torch.arange(3), torch.tensor([90, 9, 1]))
+    outputs = torch.randn(100, 3, generator=torch.Generator().manual_seed(0))
+    weight = torch.from_numpy(losses.balanced_weights(targets.numpy(), "classification"))
+    objective, _ = losses.for_task("classification", weight=weight)
+    torch.testing.assert_close(objective(outputs, targets), torch.nn.functional.cross_entropy(outputs, targets, weight))
 
 
 def test_what_is_reported_has_no_weights():

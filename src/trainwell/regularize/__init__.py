@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from trainwell.regularize.noise import Noise, evaluating, keyed, sampling
     from trainwell.regularize.penalties import L1, L2, ElasticNet, sparsity
     from trainwell.regularize.pooling import FractionalMaxPool2d
+    from trainwell.regularize.targets import cross_entropy
 
 __all__ = [
     "L1",
@@ -26,6 +27,7 @@ __all__ = [
     "Noise",
     "StochasticDepth",
     "apply",
+    "cross_entropy",
     "cutmix",
     "depth_rates",
     "evaluating",
@@ -46,6 +48,7 @@ __getattr__ = attributes(
         "DropConnect": "dropconnect",
         **dict.fromkeys(["Dropout", "exact_marginal"], "dropout"),
         "FractionalMaxPool2d": "pooling",
+        "cross_entropy": "targets",
         **dict.fromkeys(["Mixed", "cutmix", "mix", "mixed_loss", "mixup"], "mixing"),
         **dict.fromkeys(["L1", "L2", "ElasticNet", "sparsity"], "penalties"),
         **dict.fromkeys(["Noise", "evaluating", "keyed", "sampling"], "noise"),

@@ -16,7 +16,7 @@ from trainwell.errors import InputError
 from trainwell.regularize.depth import StochasticDepth, depth_rates
 from trainwell.regularize.dropconnect import DropConnect
 from trainwell.regularize.dropout import Dropout, check_fraction
-from trainwell.regularize.noise import Noise
+from trainwell.regularize.noise import SKIPPING, Noise
 
 
 class Change(NamedTuple):
@@ -46,16 +46,18 @@ def apply(
     """Puts noise into a model, in place, and says where.
 
     Weights and their names in `state_dict` stay as they are; the model in evaluation computes what it did. Layers of
-    the kind that are there already get the new fraction, and torch's become ours. Else noise is put in:
+    the kind that are there already get the new fraction, and torch's within the model become ours. Else noise is put
+    in:
 
     - `dropout`, of units, at the input of the last linear layer;
     - `feature_dropout`, of whole feature maps, at the input of each convolution but the first and those of one pixel:
       in a residual network within the branches;
     - `dropconnect`, of weights, in the last linear layer, which it wraps;
     - `stochastic_depth` at the end of each residual branch, rising by equal steps from 0 at the first to the given
-      fraction at the last. A branch is the operand of a sum, of two paths from a common point, on which more layers
-      with parameters lie; it is found by `torch.fx`, in models that it can trace. `DropPath` and its like, and
-      identities that are called `drop_path`, as timm has them, take its place where there are any.
+      fraction at the last; one branch alone has the given one. A branch is the operand of a sum, of two paths from a
+      common point, on which more layers with parameters lie; it is found by `torch.fx`, in models that it can trace.
+      `DropPath` and its like, and identities that are called `drop_path`, as timm has them, take its place where there
+      are any.
 
     What is put in is a child of the layer before or after it, called by a hook of that layer. It can be copied, saved
     and compiled with the model.
@@ -182,8 +184,10 @@ def _is_ours(module: nn.Module, maps: bool) -> bool:
 
 def _skips(name: str, module: nn.Module) -> bool:
     """Says whether a module is there to skip a branch: ours, torchvision's, timm's, or timm's place for one."""
+    if not name:  # the model itself, which cannot be replaced
+        return isinstance(module, StochasticDepth)
     place = isinstance(module, nn.Identity) and name.rpartition(".")[2].startswith("drop_path")
-    return place or type(module).__name__ in ("StochasticDepth", "DropPath")
+    return place or type(module).__name__ in SKIPPING
 
 
 def _last_linear(model: nn.Module, wish: str) -> str:
@@ -279,8 +283,8 @@ def _layers(nodes: set[fx.Node], modules: dict[str, nn.Module]) -> int:
 def _replaced(model: nn.Module, names: list[str], p: float, *, maps: bool) -> Iterator[Change]:
     for name in names:
         module = model.get_submodule(name)
-        if isinstance(module, Dropout):
-            module.p = p
+        if isinstance(module, Dropout) or module is model:  # which has no parent to hold another
+            module.p = p  # type: ignore[assignment]
         else:
             _put(model, name, Dropout(p, maps=maps))
         yield Change(name, f"{'feature ' if maps else ''}dropout {p}")

@@ -71,9 +71,9 @@ class StochasticDepth(Noise):
 def depth_rates(p: float, blocks: int) -> list[float]:
     """Returns the rate of each residual block: it rises by equal steps from 0 at the first to `p` at the last.
 
-    As in timm; the paper's section 3.2 begins one step higher.
+    As in timm, but that a single block has `p`; the paper's section 3.2 begins one step higher.
 
-    >>> depth_rates(0.2, 3)
-    [0.0, 0.1, 0.2]
+    >>> depth_rates(0.2, 3), depth_rates(0.2, 1)
+    ([0.0, 0.1, 0.2], [0.2])
     """
-    return [p * block / max(1, blocks - 1) for block in range(blocks)]
+    return [p] if blocks == 1 else [p * block / (blocks - 1) for block in range(blocks)]

@@ -72,18 +72,19 @@ class DropConnect(Noise):
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns the layer's output with dropped weights in training, its mean in evaluation, or a sample of it."""
-        if self.training and self.p > 0:
+        noisy = self.noisy and self.p > 0 and len(x) > 0
+        if noisy and self.training:
             return self._masked(x)
         keep = 1 - self.p
         mean = self._computed(x, self.weight, self.bias)
         if self.scaling == "classic":
             mean = mean * keep
-        if not self.noisy or self.p == 0:
+        if not noisy:
             return mean
         spread = self.p * keep if self.scaling == "classic" else self.p / keep
         variance = spread * self._computed(x**2, self.weight**2, None if self.bias is None else self.bias**2)
         normal = masks.gaussian(self.row_keys(x), mean[0].numel()).view_as(mean)
-        return mean + variance.clamp(min=0).sqrt() * normal.to(mean.dtype)
+        return mean + (variance.clamp(min=0).sqrt() * normal).to(mean.dtype)
 
     def _masked(self, x: Tensor) -> Tensor:
         n = len(x)
@@ -95,7 +96,7 @@ class DropConnect(Noise):
         bias = None if self.bias is None else weights[:, self.weight.numel() :]
         if self.weight.ndim == 2:
             inner = x.reshape(n, -1, x.shape[-1]) @ weight.transpose(1, 2)
-            inner = inner if bias is None else inner + bias[:, None]
+            inner = inner if bias is None else inner + bias[:, None].to(inner.dtype)  # a lower one under autocast
             return inner.reshape(*x.shape[:-1], -1)
         # Each row's own kernels are a group's of one convolution.
         joined = x.reshape(1, -1, *x.shape[2:])

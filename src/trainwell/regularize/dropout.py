@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trainwell.errors import InputError
 from trainwell.regularize import masks
-from trainwell.regularize.noise import Noise, sampling
+from trainwell.regularize.noise import Noise, noise_layers, sampling
 
 
 class Dropout(Noise):
@@ -31,7 +31,7 @@ class Dropout(Noise):
         scaling: "inverted" multiplies by `1 / (1 - p)` in training; "classic", as in the paper, by `1 - p` in
             evaluation.
 
-    Shape: `(n, ...)`, of rows; the result has the same shape, dtype and layout.
+    Shape: `(n, ...)`, of rows; the result has the same shape and dtype, and is contiguous or channels_last as `x` is.
 
     Raises:
         InputError: `p` is out of its range, or feature maps are to be dropped where there are none.
@@ -114,8 +114,10 @@ class _Drop(torch.autograd.Function):
 def exact_marginal(model: nn.Module, x: Tensor, *, probabilities: bool = True, limit: int = 1 << 16) -> Tensor:
     """Returns the mean of a small model's outputs over all masks of its dropout layers, each as likely as it is.
 
+    The sum is in float64, and so is the result, whatever the model computes in.
+
     Args:
-        model: with `Dropout` layers, each called once, and no other noise.
+        model: with `Dropout` layers, each called once, and no other noise; those that are frozen drop nothing.
         x: what the model is called with.
         probabilities: average softmax of the outputs over their second dimension, and not the outputs.
         limit: how many masks there may be, 2 to the number of units.
@@ -125,11 +127,10 @@ def exact_marginal(model: nn.Module, x: Tensor, *, probabilities: bool = True, l
 
     >>> model = nn.Sequential(Dropout(0.5), nn.Linear(3, 2))
     >>> x = torch.randn(4, 3)
-    >>> torch.allclose(exact_marginal(model, x, probabilities=False), model.eval()(x), atol=1e-6)
+    >>> torch.allclose(exact_marginal(model, x, probabilities=False), model.eval()(x).double(), atol=1e-6)
     True
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, Dropout) and 0 < layer.p < 1]
-    _refuse_other_noise(model)
+    layers = [layer for layer in _dropouts(model) if layer.p < 1]
     kept: dict[nn.Module, Tensor] = {}
     with torch.no_grad(), sampling(model), contextlib.ExitStack() as hooks:
         shapes = _unit_shapes(model, layers, x)
@@ -149,23 +150,21 @@ def exact_marginal(model: nn.Module, x: Tensor, *, probabilities: bool = True, l
                 weight *= (1 - layer.p) ** sum(mine) * layer.p ** (count - sum(mine))
                 kept[layer] = torch.tensor(mine, device=x.device).view(shape)
                 start += count
-            output = model(x)
+            output = model(x).double()
             output = output.softmax(1) if probabilities else output
             total = weight * output if total is None else total + weight * output
     assert total is not None
     return total
 
 
-def _refuse_other_noise(model: nn.Module) -> None:
-    with sampling(model):
-        other = [module for module in model.modules() if _is_noisy(module) and not isinstance(module, Dropout)]
-    if other:
-        raise InputError(f"{type(other[0]).__name__} is random too: only trainwell's Dropout is averaged exactly")
-
-
-def _is_noisy(module: nn.Module) -> bool:
-    """Says whether a module is random within `sampling`."""
-    return module.noisy if isinstance(module, Noise) else module.training
+def _dropouts(model: nn.Module) -> list[Dropout]:
+    """Returns the dropout layers that drop something, and refuses other noise."""
+    layers = []
+    for layer in noise_layers(model):
+        if not isinstance(layer, Dropout):
+            raise InputError(f"{type(layer).__name__} is random too: only trainwell's Dropout is averaged exactly")
+        layers.append(layer)
+    return layers
 
 
 def _unit_shapes(model: nn.Module, layers: list[Dropout], x: Tensor) -> list[tuple[int, ...]]:

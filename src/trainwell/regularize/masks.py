@@ -83,7 +83,10 @@ def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False,
     if compiled:
         lows, highs = np.ascontiguousarray(groups.numpy().view(np.uint32).reshape(-1, 2).T)  # the lower half is first
         return _run(compiled[0], x, (lows, highs, np.uint32(threshold(p))), scale, inner)
-    return torch.where(kept(groups, inner, p).view(x.shape), x * scale, 0)
+    mask = kept(groups, inner, p).view(x.shape)
+    if not x.is_contiguous():  # the result lies in memory as the mask does
+        mask = torch.ones_like(x, dtype=torch.bool) & mask
+    return torch.where(mask, x * scale, 0)
 
 
 # ---------------------------------------------------------------------- the compiled passes

@@ -99,8 +99,30 @@ def _signed(word: int) -> int:
 
 # ---------------------------------------------------------------------- contexts
 
-# Torch's layers that are random in training and keep no statistics.
-_TORCHS = (nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention)
+# Torch's layers that are random in training, or always, and keep no statistics.
+_TORCHS = (
+    nn.modules.dropout._DropoutNd, nn.RReLU, nn.RNNBase, nn.MultiheadAttention,
+    nn.FractionalMaxPool2d, nn.FractionalMaxPool3d,
+)  # fmt: skip
+SKIPPING = ("StochasticDepth", "DropPath")
+"""The names of the layers that skip a branch: torchvision's and timm's, which are not imported."""
+
+
+def noise_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the layers of a model that are random within `sampling`: see there; none that is frozen or drops nothing.
+
+    >>> model = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.0), nn.BatchNorm1d(8))
+    >>> noise_layers(model)
+    [Dropout(p=0.5, inplace=False)]
+    """
+    return [module for module in model.modules() if _is_noise(module) and not is_frozen(module)]
+
+
+def _is_noise(module: nn.Module) -> bool:
+    known = isinstance(module, (Noise, *_TORCHS)) or type(module).__name__ in SKIPPING
+    named = [getattr(module, name, None) for name in ("p", "dropout", "drop_prob")]
+    fractions = [fraction for fraction in named if isinstance(fraction, float | int)]
+    return known and (any(fractions) or not fractions)
 
 
 @contextlib.contextmanager
@@ -142,28 +164,30 @@ def sampling(model: nn.Module) -> Iterator[None]:
     """Puts a model into evaluation, but for its noise, which is sampled; afterwards all is as before.
 
     Batch norm and everything else with statistics stays in evaluation, and so does what is frozen. Noise are our
-    layers, and torch's `Dropout`, `RReLU`, and the dropout within its recurrent and attention layers.
+    layers; torch's `Dropout`, `RReLU`, and the dropout within its recurrent and attention layers; and layers whose
+    class is called `StochasticDepth` or `DropPath`, as torchvision's and timm's are. What is no layer is not seen:
+    `F.dropout(x, p, self.training)` in a forward of your own stays in evaluation.
 
     >>> model = nn.Sequential(nn.Dropout(0.5), nn.BatchNorm1d(8))
     >>> with sampling(model):
     ...     model[0].training, model[1].training
     (True, False)
     """
-    layers = [module for module in model.modules() if isinstance(module, Noise) and not is_frozen(module)]
-    before = [layer._sampling for layer in layers]
+    layers = noise_layers(model)
+    ours, others = [x for x in layers if isinstance(x, Noise)], [x for x in layers if not isinstance(x, Noise)]
+    before = [layer._sampling for layer in ours]
     fast = torch.backends.mha.get_fastpath_enabled()
     with evaluating(model):
         try:
             torch.backends.mha.set_fastpath_enabled(False)  # which would leave out the dropout of attention's layers
-            for layer in layers:
+            for layer in ours:
                 layer._sampling = True
-            for module in model.modules():
-                if isinstance(module, _TORCHS):
-                    module.training = True
+            for other in others:
+                other.training = True
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast)
-            for layer, sampled in zip(layers, before, strict=True):
+            for layer, sampled in zip(ours, before, strict=True):
                 layer._sampling = sampled
 
 

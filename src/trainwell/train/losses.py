@@ -9,6 +9,8 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from trainwell.regularize import cross_entropy
+
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """A function of outputs and targets that returns the mean loss of a batch."""
 
@@ -46,24 +48,6 @@ def balanced_weights(targets: npt.NDArray[Any], task: str) -> npt.NDArray[np.flo
     return weights.astype(np.float32)
 
 
-def weighted_cross_entropy(
-    outputs: torch.Tensor, targets: torch.Tensor, weight: torch.Tensor, label_smoothing: float = 0.0
-) -> torch.Tensor:
-    """Returns the mean over the batch of each sample's cross-entropy times the weight of its class.
-
-    torch's own weighted mean divides by the weights in the batch, so that a step depends on which classes happen to
-    be in it and pieces of a batch do not add up; and its smoothing weighs the classes that a target is spread over.
-
-    Args:
-        outputs: logits, shape `(n, classes)`.
-        targets: int64 classes, shape `(n,)`.
-        weight: one for each class.
-        label_smoothing: the share of each target that is spread evenly over all classes.
-    """
-    losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=label_smoothing)
-    return (weight[targets] * losses).mean()
-
-
 def for_task(task: str, label_smoothing: float = 0.0, weight: torch.Tensor | None = None) -> tuple[Loss, Loss]:
     """Returns what is minimised and what is reported; they differ only by label smoothing and weights.
 
@@ -78,7 +62,7 @@ def for_task(task: str, label_smoothing: float = 0.0, weight: torch.Tensor | Non
     if weight is not None and task == "multilabel":
         return functools.partial(F.binary_cross_entropy_with_logits, pos_weight=weight), _BCE
     if weight is not None:
-        weighted = functools.partial(weighted_cross_entropy, weight=weight, label_smoothing=label_smoothing)
+        weighted = functools.partial(cross_entropy, weight=weight, label_smoothing=label_smoothing)
         return weighted, F.cross_entropy
     if task == "classification":
         smoothed = functools.partial(F.cross_entropy, label_smoothing=label_smoothing)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ from trainwell.train.speed import steps_within
 from trainwell.transfer.backbones import Backbone
 
 _MOST_TOLD = 10  # of the files that were left out
+_MOST_TRIED = 1000  # of the classes, with the loss
 
 
 @dataclass(frozen=True)
@@ -330,9 +332,25 @@ def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
     if not isinstance(loss, torch.Tensor) or loss.ndim:
         raise InputError("the loss must return a tensor with one number, the mean over the batch (reduction='mean')")
     if trainer.recipe.mixup or trainer.recipe.cutmix:
-        try:
-            with torch.no_grad():
-                mixed_loss(trainer.objective, losses.aligned(out.float(), y), y, y, torch.ones(len(y), device=y.device))
-        except Exception as error:
-            why = in_one_line(error)
-            raise InputError(f"mixup and cutmix take the loss of each sample, and this one cannot ({why})") from error
+        if trainer.classification:  # one sample of each class, from 0 to 1: as logits and as probabilities
+            y = torch.arange(min(outputs, _MOST_TRIED), device=y.device)
+            out = torch.rand(len(y), *out.shape[1:], generator=torch.Generator().manual_seed(0)).to(y.device)
+        _refuse_unmixable(trainer.objective, losses.aligned(out.float(), y), y, plain=trainer.classification)
+
+
+def _refuse_unmixable(loss: losses.Loss, outputs: torch.Tensor, targets: torch.Tensor, plain: bool) -> None:
+    """Refuses a loss that cannot be taken of each sample, or, if it is to be `plain`, is not the mean of those."""
+    try:
+        with torch.no_grad():
+            of_each = mixed_loss(loss, outputs, targets, targets, torch.ones(len(targets), device=targets.device))
+            of_all = loss(outputs, targets)
+    except InputError:
+        raise
+    except Exception as error:
+        why = in_one_line(error)
+        raise InputError(f"mixup and cutmix take the loss of each sample, and this one cannot ({why})") from error
+    if plain and not math.isclose(float(of_each), float(of_all), rel_tol=1e-3):
+        raise InputError(
+            "mixup and cutmix take the loss of each sample, and this one is not the mean of those, as with class "
+            "weights: take functools.partial(tw.regularize.cross_entropy, weight=…), or class_weight='balanced'"
+        )
