@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import trainwell as tw
 from some_digits import some_digits
 from trainwell.cli import main
+from trainwell.models import resnet18
 from trainwell.train import Trainer
 
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "augment": "none", "quiet": True}
@@ -180,6 +181,68 @@ def test_a_model_of_ones_own_can_be_fine_tuned_and_resumed(data, before, tmp_pat
     assert all(ended[name].equal(wanted[name]) for name in wanted)
 
 
+@pytest.mark.parametrize("fields", [
+    {"transfer": "all", "average": "ema"}, {"transfer": "top3"}, {"transfer": "gradual"}, {"transfer": "lp_ft"},
+], ids=str)  # fmt: skip
+def test_what_one_has_frozen_beforehand_stays_as_it_is_to_the_bit(fields, data, before, tmp_path):
+    model = tw.Run(before.path).model
+    tw.transfer.replace_head(model, 4)
+    tw.transfer.freeze(model.layer1)
+    run = tw.fit(data, out=tmp_path / "run", model=model, epochs=2, **TINY, **fields)
+    assert _same(run, before, ["layer1"])
+    assert not _same(run, before, ["layer2"])
+
+
+def test_a_half_match_is_taken_where_fit_or_the_command_line_is_told_so(data, before, tmp_path, capsys):
+    weights = _weights(before)
+    del weights["layer2.0.conv2.weight"]
+    half = tmp_path / "half.safetensors"
+    save_file(weights, half)
+    told = {"transfer": "linear", "epochs": 1, **TINY}
+    with pytest.raises(tw.InputError, match=r"1 of its .*pretrained_partial=True, --pretrained-partial"):
+        tw.fit(data, out=tmp_path / "run", pretrained=str(half), **told)
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(half), pretrained_partial=True, **told)
+    assert _same(run, before, ["conv1", "bn1", "layer1", "layer3"])
+    assert "layer2.0.conv2.weight" in run.info["backbone"]["match"]["reinitialised"]
+    images, targets = some_digits([6, 7, 8, 9])
+    np.savez(tmp_path / "digits.npz", x=images[:100], y=targets[:100])
+    main(["fit", str(tmp_path / "digits.npz"), "--pretrained", str(half), "--pretrained-partial",
+          "--transfer", "linear", "--folds", "1", "--out", str(tmp_path / "other"), "--threads", "1"])  # fmt: skip
+    assert "layer2.0.conv2.weight" in capsys.readouterr().err
+
+
+def _of_imagenet(path):
+    """A file of a ResNet-18 of torchvision's names, classes and random weights."""
+    save_file(resnet18(num_classes=1_000).state_dict(), path)
+
+
+def test_a_file_of_imagenets_classes_brings_its_mean_and_deviation_and_says_so(before, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    photos, own = (rng.integers(0, 256, (24, 20, 20, 3), np.uint8), np.arange(24) % 2), tmp_path / "own.safetensors"
+    _of_imagenet(tmp_path / "r18.safetensors")
+    told = {"transfer": "linear", "folds": 1, **TINY, "quiet": False}
+    run = tw.fit(photos, out=tmp_path / "run", pretrained=str(tmp_path / "r18.safetensors"), **told)
+    assert run.info["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert run.info["std"] == pytest.approx([0.229, 0.224, 0.225])
+    assert run.info["model"]["size"] == [20, 20]  # of which the file says nothing
+    assert "; images are normalised as for ImageNet" in capsys.readouterr().err
+    save_file(_weights(before), own)
+    digits = some_digits([6, 7])
+    other = tw.fit((digits[0][:60], digits[1][:60]), out=tmp_path / "other", pretrained=str(own), **told)
+    assert other.info["mean"] != before.info["mean"]
+    assert "; images are normalised by their own mean and deviation, as none is given there" in capsys.readouterr().err
+
+
+def test_a_network_that_is_named_without_weights_is_said_to_begin_from_scratch(data, tmp_path, capsys):
+    told = {"model": "resnet18", "steps": 1, **TINY, "quiet": False}
+    tw.fit(data, out=tmp_path / "run", **told)
+    assert "from scratch: a model is named, and no weights for it (--pretrained hub:timm/resnet18" in (
+        capsys.readouterr().err
+    )
+    tw.fit(data, out=tmp_path / "other", pretrained="none", **told)
+    assert "from scratch" not in capsys.readouterr().err
+
+
 def test_from_the_command_line(before, tmp_path, capsys):
     images, targets = some_digits([6, 7, 8, 9])
     np.savez(tmp_path / "digits.npz", x=images[:200], y=targets[:200])
@@ -198,6 +261,11 @@ def test_from_the_command_line(before, tmp_path, capsys):
         ({"pretrained": "nothing/there"}, "nothing/there"),
         ({"transfer": "linear"}, "there is none"),
         ({"l2_sp": 0.1}, "pretrained weights"),
+        ({"transfer_stage": "layer2"}, "transfer_stage='layer2' is for transfer='stage'"),
+        (
+            {"pretrained": "embedded", "transfer": "none"},
+            "transfer='none' trains from scratch, and pretrained is 'embedded'",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(fields, told, data, tmp_path):

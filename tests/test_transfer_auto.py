@@ -14,6 +14,7 @@ import trainwell as tw
 from some_digits import some_digits
 from trainwell.errors import InputError
 from trainwell.train import Trainer, choosing
+from trainwell.train.choice import ASKED, Choice
 from trainwell.transfer.features import stage_features
 
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "quiet": True}
@@ -216,6 +217,25 @@ def test_of_several_the_one_that_knows_most_of_the_data_is_kept(data, before, la
         tw.fit(data, out=tmp_path / "other", pretrained=f"{before.path},nowhere", **TINY)
 
 
+def test_folds_are_told_to_begin_as_a_network_whose_choice_has_seen_them(before, late_is_blind, tmp_path, capsys):
+    images, targets = some_digits([6, 7, 8, 9])
+    told = {"transfer": "linear", "folds": 2, **TINY, "quiet": False}
+    few = (images[:90], targets[:90])
+    tw.fit(few, out=tmp_path / "two", pretrained=f"{late_is_blind},{before.path}", **told)
+    assert (
+        "the folds begin as that one too, though images on which they are judged had a say" in capsys.readouterr().err
+    )
+    tw.fit(few, out=tmp_path / "one", pretrained=str(before.path), **told)
+    assert "the folds begin as that one" not in capsys.readouterr().err
+
+
+def test_with_no_steps_to_take_only_what_is_solved_for_is_tried(data, before, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), steps=0, **TINY)
+    assert run.result["steps"] == 0
+    assert all(one["name"].startswith("linear") for one in _told(run)["tried"])
+    assert len(_told(run)["tried"]) == 1
+
+
 def test_a_path_with_commas_is_one_source(before, tmp_path):
     from trainwell.train.pretrained import sources_in
 
@@ -263,6 +283,102 @@ def test_members_take_what_the_first_one_chose(data, before, tmp_path):
     ways = {tw.Recipe.load(path).transfer for path in tmp_path.rglob("recipe.toml")}
     assert len(ways) == 1
     assert ways <= {"linear", "lp_ft", "all"}
+
+
+def _chosen_by(monkeypatch, changes, cut=None, probes=()):
+    """Lets a choice be this one, without any trial; returns the recipes for which there was one to make."""
+    asked = []
+
+    def choose(data, recipe, seen, make, say):
+        asked.append(recipe)
+        return Choice({name: getattr(recipe, name) for name in ASKED}, changes, cut, list(probes), [], ["chosen: it"])
+
+    monkeypatch.setattr(choosing, "choose", choose)
+    return asked
+
+
+def test_folds_that_chose_otherwise_are_named_when_run_and_in_the_report(before, tmp_path, monkeypatch, capsys):
+    images, targets = some_digits([6, 7, 8, 9])
+    names = iter(["linear", "linear", "all"])  # the model that is kept chooses first
+
+    def choose(data, recipe, seen, make, say):
+        name = next(names)
+        return Choice({n: getattr(recipe, n) for n in ASKED}, {"transfer": name}, reasons=[f"chosen: {name}"])
+
+    monkeypatch.setattr(choosing, "choose", choose)
+    told = {"pretrained": str(before.path), "folds": 2, "epochs": 1, **TINY, "quiet": False}
+    run = tw.fit((images[:90], targets[:90]), out=tmp_path / "run", **told)
+    assert "\nfold 2 chose all; the model kept is linear\n" in capsys.readouterr().err
+    assert "<li>fold 2 chose all; the model kept is linear</li>" in run.report().read_text()
+    names = iter(["linear"] * 3)
+    alike = tw.fit((images[:90], targets[:90]), out=tmp_path / "alike", **told)
+    assert "the model kept is" not in capsys.readouterr().err + alike.report().read_text()
+
+
+def test_members_take_the_whole_choice_with_its_rate_and_mixup(data, before, tmp_path, monkeypatch):
+    asked = _chosen_by(monkeypatch, {"transfer": "all", "backbone_lr": 1.0, "mixup": 0.1})
+    tw.fit_members(
+        data, out=tmp_path / "members", members=2, pretrained=str(before.path), epochs=1, engine="loop", **TINY
+    )
+    recipes = [tw.Recipe.load(path) for path in tmp_path.rglob("recipe.toml")]
+    assert {(one.transfer, one.backbone_lr, one.mixup) for one in recipes} == {("all", 1.0, 0.1)}
+    assert len(recipes) == 2
+    assert len(asked) == 1
+
+
+def test_members_are_cut_after_the_stage_that_was_chosen(data, before, tmp_path, monkeypatch):
+    choose, stages = choosing.choose, [{"stage": stage} for stage in ("pixels", "conv1", "layer1", "layer2", "layer3")]
+    cut = {"before": "layer2", "dimensions": 16}
+
+    def first_layer1_then_as_ever(data, recipe, *others):
+        if recipe.transfer == "stage":
+            return choose(data, recipe, *others)
+        return Choice({"transfer": "auto"}, {"transfer": "linear"}, cut, stages, [], ["chosen: linear on layer1"])
+
+    monkeypatch.setattr(choosing, "choose", first_layer1_then_as_ever)
+    tw.fit_members(data, out=tmp_path / "members", members=2, pretrained=str(before.path), engine="loop", **TINY)
+    cuts = [json.loads(path.read_text())["choice"]["cut"] for path in tmp_path.rglob("run.json")]
+    assert cuts == [cut, cut]
+
+
+def test_members_that_begin_as_another_network_choose_for_themselves(data, before, tmp_path, monkeypatch):
+    moved = tmp_path / "before"
+    shutil.copytree(before.path, moved)
+    asked = _chosen_by(monkeypatch, {"transfer": "all", "backbone_lr": 1.0})
+    recipes = [{"pretrained": str(before.path)}, {"pretrained": str(before.path), "transfer": "top1"},
+               {"pretrained": str(moved)}, {"model": "resnet8", "transfer": "none"}]  # fmt: skip
+    tw.fit_members(data, out=tmp_path / "members", members=recipes, epochs=1, engine="loop", **TINY)
+    assert {one.pretrained for one in asked} == {str(before.path), str(moved)}
+    second = tw.Recipe.load(tmp_path / "members" / "members" / "2" / "recipe.toml")
+    assert (second.transfer, second.backbone_lr) == ("top1", 0.1)
+    infos = [json.loads((tmp_path / "members" / "members" / str(n) / "run.json").read_text()) for n in (1, 2, 3, 4)]
+    assert [info["choice"] is None for info in infos] == [True, True, False, True]
+    assert [info["backbone"] is None for info in infos] == [False, False, False, True]
+
+
+def test_folds_of_members_are_told_to_have_a_choice_that_has_seen_them(before, tmp_path, monkeypatch, capsys):
+    images, targets = some_digits([6, 7, 8, 9])
+    _chosen_by(monkeypatch, {"transfer": "all", "backbone_lr": 1.0})
+    told = {"members": 2, "folds": 2, "epochs": 1, "engine": "loop", **TINY, "quiet": False}
+    few = (images[:90], targets[:90])
+    tw.fit_members(few, out=tmp_path / "auto", pretrained=str(before.path), **told)
+    assert "all members take what the first one chose, in their folds too" in capsys.readouterr().err
+    tw.fit_members(few, out=tmp_path / "all", pretrained=str(before.path), transfer="all", **told)
+    assert "what the first one chose" not in capsys.readouterr().err
+
+
+def test_a_stage_can_be_named(data, before, tmp_path):
+    told = {"pretrained": str(before.path), "transfer": "stage", **TINY}
+    run = tw.fit(data, out=tmp_path / "run", transfer_stage="layer1", **told)
+    assert _told(run)["cut"] == {"before": "layer2", "dimensions": 16}
+    images, targets = some_digits([6, 7, 8, 9])
+    folded = tw.fit((images[:90], targets[:90]), out=tmp_path / "folded", transfer_stage="layer1", folds=2, **told)
+    for path in folded.path.rglob("run.json"):
+        assert json.loads(path.read_text())["choice"]["cut"] == {"before": "layer2", "dimensions": 16}
+    with pytest.raises(
+        InputError, match=r"no stage 'layer9' \(did you mean 'layer.'\?\): transfer_stage is one of conv1"
+    ):
+        tw.fit(data, out=tmp_path / "other", transfer_stage="layer9", **told)
 
 
 def test_what_looks_at_steps_alone_chooses_nothing(data, before, capsys):

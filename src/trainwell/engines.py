@@ -70,7 +70,7 @@ class Members:
                 one,
                 threads=one.threads or threads,
                 minutes=one.minutes and one.minutes * share,
-                **{name: value for name, value in chosen.items() if getattr(one, name) == "auto"},
+                **_taken(one, asked[0], chosen),
             )
             for one in asked
         ]
@@ -94,6 +94,11 @@ class Members:
         recipes = self.recipes
         with _tried(data, recipes[0], self.custom(recipes[0]), display) as trainer:
             self.plan.setdefault("chosen", _chosen(trainer))
+            if cross_validates(data) and "transfer" in self.plan["chosen"]:
+                display.say(
+                    "notice: all members take what the first one chose, in their folds too, which are judged on images "
+                    "that it has seen: their figures may flatter (--transfer … says it beforehand)"
+                )
             if trainer.total_steps == 0:
                 display.say("a head that is solved for is the same in each member: give steps or epochs, or lp_ft")
         recipes = self.recipes
@@ -129,7 +134,7 @@ class Members:
         with contextlib.ExitStack() as stack:
             yield [stack.enter_context(prepared(data, recipe, self.custom(recipe))) for recipe in recipes]
 
-    def step_times(self, data: Data, threads: int, *, all_ways: bool = False) -> dict[str, float]:
+    def step_times(self, data: Data, threads: int, *, all_ways: bool = False, alone: int = 0) -> dict[str, float]:
         """Returns how many seconds a step of all members takes, by the ways in which they can be trained.
 
         Args:
@@ -137,10 +142,15 @@ class Members:
             threads: of each process.
             all_ways: time processes too where they cannot win: a run that is short does not last as long as they take
                 to start, and what is faster than processes that do not slow each other down is faster than processes.
+            alone: the place of the member whose steps are timed where one member takes them.
+
+        Raises:
+            DivergedError: that member's loss was not finite.
         """
         recipes, jobs = self.recipes, self.jobs or joblib.cpu_count()
+        one = recipes[alone]
         found: dict[str, list[float]] = {"loop": []}
-        with _tried(data, recipes[0], self.custom(recipes[0])) as trainer, contextlib.ExitStack() as stack:
+        with _tried(data, one, self.custom(one)) as trainer, contextlib.ExitStack() as stack:
             steps, on_cpu = trainer.total_steps, trainer.hardware.device.type == "cpu"
             together = None if self._not_stacked(data) else stack.enter_context(self._prepared(data, recipes))
             for _ in range(_ROUNDS):
@@ -151,17 +161,23 @@ class Members:
         seconds = {way: min(times) for way, times in found.items()}
         if jobs > 1 and on_cpu and len(recipes) > 1:
             rounds, shortest = math.ceil(len(recipes) / jobs), min(seconds.values())
-            alone = dataclasses.replace(recipes[0], threads=threads)
-            undisturbed = rounds * _timed(data, alone, self.custom(alone))
+            one = dataclasses.replace(one, threads=threads)
+            undisturbed = rounds * _timed(data, one, self.custom(one))
             if all_ways or (undisturbed < shortest and shortest * steps > _SHORT):
-                call = joblib.delayed(_timed_in_a_process)(data, alone, self.model, self.loss, self.metrics)
+                call = joblib.delayed(_timed_in_a_process)(data, one, self.model, self.loss, self.metrics)
                 seconds["processes"] = rounds * max(joblib.Parallel(n_jobs=jobs)([call] * jobs))
         return seconds
 
     def _fastest(self, data: Data, threads: int, display: Display) -> str:
-        """Times a step each way, and returns the fastest."""
+        """Times a step each way, and returns the fastest; one after the other, where each member diverges at once."""
         display.say("trying a step each way …")
-        seconds = self.step_times(data, threads)
+        seconds: dict[str, float] = {}
+        for place in range(len(self.recipes)):
+            with contextlib.suppress(DivergedError):  # its training tells
+                seconds = self.step_times(data, threads, alone=place)
+                break
+        else:
+            return "loop"
         told = ", ".join(f"{engine} {1_000 * value:.3g} ms" for engine, value in sorted(seconds.items()))
         display.say(f"a step of all members: {told}")
         return min(seconds, key=seconds.__getitem__)
@@ -185,7 +201,6 @@ class Members:
             calls = [(number, self._call(number)) for number in pending]
             if engine == "loop":
                 return _failures(pending, [call() for _, call in calls])
-            register(self.backend)
             jobs = self.jobs or min(joblib.cpu_count(), len(self.recipes))
             with joblib.parallel_config(backend=self.backend or "loky", n_jobs=-1 if self.backend else jobs):
                 outcomes = joblib.Parallel()(joblib.delayed(_called)(call) for _, call in calls)
@@ -214,13 +229,26 @@ class Members:
                 else:
                     start_run(own, data, recipe, asked, self.custom(recipe), trainer)
             display.what = f"{len(pending)} members at once, "
-            trainers[0].on_step, trainers[0].on_epoch_end = display.step, display.epoch
-            run_stacked(trainers)
+            failed: dict[int, str] = {}
+
+            def leave_out(place: int, error: DivergedError) -> None:
+                failed[pending[place]] = str(error)
+                _show([own for n, own in zip(pending, trainers, strict=True) if n not in failed], display)
+
+            _show(trainers, display)
+            run_stacked(trainers, leave_out)
             display.end_of_training()
             for number, trainer in zip(pending, trainers, strict=True):
-                finish(self.own(number), trainer, data)
-                Run(self.own(number), trainer.model).report()
-        return {}
+                if number not in failed:
+                    finish(self.own(number), trainer, data)
+                    Run(self.own(number), trainer.model).report()
+        return failed
+
+
+def _show(trainers: list[Trainer], display: Display) -> None:
+    """Shows how far some trainers are, which take their steps together, by the first of them."""
+    for trainer in trainers[:1]:
+        trainer.on_step, trainer.on_epoch_end = display.step, display.epoch
 
 
 def _tried(
@@ -230,12 +258,19 @@ def _tried(
     return prepared(data, dataclasses.replace(recipe, minutes=None), custom, display)
 
 
-def _chosen(trainer: Trainer) -> dict[str, str]:
+def _chosen(trainer: Trainer) -> dict[str, Any]:
     """Returns what a member's recipe had left open of the pretrained model, so that all members take the same."""
-    chosen = {"pretrained": trainer.recipe.pretrained}
-    if trainer.choice is not None:
-        chosen["transfer"] = "stage" if trainer.choice.cut else trainer.recipe.transfer
+    chosen: dict[str, Any] = {"pretrained": trainer.recipe.pretrained}
+    if trainer.choice is not None and trainer.choice.asked.get("transfer") == "auto":
+        chosen |= trainer.choice.as_fields()
     return chosen
+
+
+def _taken(recipe: Recipe, first: Recipe, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Returns what a member takes of what the first one chose: what it leaves open likewise."""
+    if recipe.transfer == "none" or (recipe.pretrained, recipe.model) != (first.pretrained, first.model):
+        return {}  # nothing is pretrained, or another network, for which something else may be best
+    return {name: value for name, value in chosen.items() if name == "pretrained" or recipe.transfer == "auto"}
 
 
 def _in_words(engine: str, jobs: int, backend: str | None) -> str:
@@ -305,7 +340,7 @@ def register(backend: str | None) -> None:
     """Makes a cluster's backend known to joblib.
 
     Raises:
-        InputError: its library is not installed.
+        InputError: its library is not installed, or there is no cluster that it finds.
     """
     try:
         if backend == "ray":
@@ -313,7 +348,13 @@ def register(backend: str | None) -> None:
 
             register_ray()  # type: ignore[no-untyped-call]
         elif backend == "dask":
-            import distributed  # noqa: F401  which registers itself
+            import distributed  # which registers itself
+
+            try:
+                distributed.get_client()
+            except ValueError:
+                raise InputError("backend='dask' finds no cluster: in Python, make a distributed.Client of one before "
+                                 "fit_members") from None  # fmt: skip
     except ImportError:
         raise InputError(f"backend={backend!r} needs a library: pip install 'trainwell[{backend}]'") from None
 

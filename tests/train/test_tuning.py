@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import trainwell as tw
+from trainwell.freezing import freeze_parameter
 from trainwell.models import create
 from trainwell.train.optimizers import make_optimizer
 from trainwell.train.recipe import Recipe
@@ -93,6 +94,41 @@ def test_rates_of_an_equal_backbone_are_those_of_no_tuning():
     for index, decay in enumerate((0.01, 0.0)):
         named = sorted(name for group in parts if group["weight_decay"] == decay for name in group["param_names"])
         assert named == sorted(whole[index]["param_names"])
+
+
+def _of(model, way) -> Tuning:
+    tuning = make_tuning(model, Recipe(lr=0.1, weight_decay=0.01, transfer=way), 100)
+    assert tuning is not None
+    return tuning
+
+
+@pytest.mark.parametrize("way", ["all", "top3", "gradual", "lp_ft"])
+def test_what_was_frozen_before_stays_frozen_at_every_step(way):
+    model = create("resnet8", num_classes=3, in_chans=3)
+    tw.transfer.freeze(model.layer2)
+    freeze_parameter(model, "fc.bias")
+    tuning = _of(model, way)
+    for step in (0, 20, 100, 0):
+        tuning.at(step)
+        assert tw.transfer.is_frozen(model.layer2)
+        assert model.fc.weight.requires_grad
+        assert not model.fc.bias.requires_grad
+    tuning.at(100)
+    assert _trained(tuning) == {*STAGES} - {"layer2"} - ({"conv1"} if way == "top3" else set())
+    assert tuning.sentence().endswith("; stays frozen: fc.bias, layer2")
+
+
+def test_what_tuning_froze_is_thawed_by_the_next_one_and_what_the_user_froze_is_not():
+    model = create("resnet8", num_classes=3, in_chans=3)
+    tw.transfer.freeze(model.layer1)
+    assert _trained(_of(model, "linear")) == {"fc"}
+    assert _trained(_of(model, "all")) == {*STAGES} - {"layer1"}
+    tw.transfer.thaw(model)
+    assert _trained(_of(model, "all")) == {*STAGES}
+    _of(model, "linear")
+    tw.transfer.thaw(model)
+    tw.transfer.freeze(model.layer3)
+    assert _trained(_of(model, "all")) == {*STAGES} - {"layer3"}
 
 
 def test_a_model_from_scratch_has_none():

@@ -120,7 +120,7 @@ def test_a_file_of_torchvisions_names_gives_its_features_and_a_new_head(tmp_path
     save_file(weights, tmp_path / "w.safetensors")
     backbone = load_backbone(tmp_path / "w.safetensors", num_classes=3, in_chans=channels)
     assert (backbone.architecture, backbone.source) == (name, str(tmp_path / "w.safetensors"))
-    assert (backbone.mean, backbone.std, backbone.img_size, backbone.licence) == (None, None, None, None)
+    assert (backbone.img_size, backbone.licence) == (None, None)
     assert backbone.match.sentence() == (
         f"{len(weights) - 2} of {len(weights)} tensors matched; fc.weight, fc.bias are new (1000 classes there, 3 here)"
     )
@@ -128,6 +128,20 @@ def test_a_file_of_torchvisions_names_gives_its_features_and_a_new_head(tmp_path
     assert backbone.model(torch.randn(2, channels, 40, 40)).tolist() == [[0, 0, 0]] * 2
     again = rebuild(name, json.loads(json.dumps(backbone.config)), num_classes=3, in_chans=channels)
     again.load_state_dict(backbone.model.state_dict())
+
+
+@pytest.mark.parametrize(("name", "classes", "imagenet"), [
+    ("resnet18", 1_000, True), ("resnet34", 1_000, True), ("resnet50", 1_000, True), ("resnet18", 365, False),
+    ("resnet8", 1_000, False),
+])  # fmt: skip
+def test_a_file_of_imagenets_classes_is_normalised_as_torchvision_and_timm_do(tmp_path, name, classes, imagenet):
+    save_file(_weights(**LAYOUTS[name], classes=classes), tmp_path / "w.safetensors")
+    backbone = load_backbone(tmp_path / "w.safetensors", num_classes=3)
+    figures = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if imagenet else (None, None)
+    assert (backbone.mean, backbone.std) == figures
+    assert backbone.img_size is None
+    if imagenet:
+        assert load_backbone(tmp_path / "w.safetensors", num_classes=3, in_chans=1).mean == pytest.approx((0.449,))
 
 
 def test_the_head_is_new_even_for_as_many_classes_and_the_match_can_be_written_as_json(tmp_path):

@@ -1,5 +1,7 @@
 """Models that end at a stage."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 from torch import nn
@@ -38,6 +40,35 @@ def test_it_computes_what_the_children_up_to_there_do(make, side):
 
 def _before(children, name):
     return [*children][: [*children].index(name)]
+
+
+class _Scaled(nn.Module):
+    """A stage with a parameter of its own beside its layers."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((outputs,), 2.0))
+        self.into, self.blocks = nn.Linear(inputs, outputs), nn.ModuleList([_block(outputs), _block(outputs)])
+
+    def forward(self, x):
+        x = self.into(x)
+        for block in self.blocks:
+            x = x + block(x) * self.scale
+        return x
+
+
+def _block(width):
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+
+
+def test_a_model_with_lone_parameters_beyond_the_cut_is_cut_too():
+    model = nn.Sequential(OrderedDict(s1=_Scaled(4, 8), s2=_Scaled(8, 16), head=nn.Linear(16, 3)))
+    assert ("s2.scale", "s2.into") in stages(model)
+    x = torch.randn(5, 4)
+    wanted = model.s1(x)
+    cut = Cut(model, "s2.into", 8, num_classes=3)
+    nn.init.normal_(cut.head.weight)
+    torch.testing.assert_close(cut(x), cut.head(wanted))
 
 
 def test_the_last_stage_and_what_is_none_are_refused():

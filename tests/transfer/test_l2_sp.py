@@ -1,6 +1,7 @@
 """The pull toward the pretrained weights."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -70,6 +71,20 @@ def test_the_head_and_what_is_frozen_are_left_alone(model):
         p.grad is not None and not p.grad.equal(grad) for p, grad in zip(model.parameters(), before, strict=True)
     ]
     assert changed == [True, False, False, False]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_the_head_is_left_alone_in_a_model_that_is_wrapped(model, wrap):
+    pull = L2SP(wrap(model), 1.0, head="2")
+    assert {*pull.state_dict()["start"]} == {"0.weight", "0.bias"}
+
+
+def test_a_head_that_is_not_there_is_refused(model):
+    with pytest.raises(
+        InputError, match=r"no layer 'classifer' to be left out as its head \(did you mean 'classifier'"
+    ):
+        L2SP(nn.Sequential(OrderedDict(body=nn.Linear(2, 2), classifier=nn.Linear(2, 2))), 1.0, head="classifer")
+    L2SP(model, 1.0, head="2.weight")
 
 
 def test_its_state_pulls_to_the_same_weights_in_another_process(model):

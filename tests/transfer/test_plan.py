@@ -50,6 +50,21 @@ def test_mixup_from_20_000_images_on():
     assert all(one.changes["mixup"] == 0.1 for one in fine)
 
 
+@pytest.mark.parametrize(("probes", "samples", "given", "told"), [
+    (LIKE, 40, {}, "all of it, below the head at 0.1 of the head's rate; a linear classifier on layer3"),
+    (LIKE, 4_000, {"backbone_lr": 0.3, "mixup": 0.2},
+     "all of it, below the head at 0.3 of the head's rate, with mixup 0.2; a linear classifier on layer3"),
+    (UNLIKE, 40, {}, "all of it, below the head at 0.1 of the head's rate; all of it, at the full rate; "
+     "a linear classifier on layer2"),
+    (UNLIKE, 40_000, {}, "all of it, at the full rate, with mixup 0.1; all of it, below the head at 0.1 of the head's "
+     "rate, with mixup 0.1; a linear classifier on layer2"),
+])  # fmt: skip
+def test_the_plan_says_what_each_way_trains_at_which_rate_in_the_order_of_its_candidates(probes, samples, given, told):
+    plan = make_plan(probes, samples=samples, num_classes=4, **given)
+    assert plan.reasons[-1] == f"what may suit, the likeliest first: {told}"
+    assert plan.candidates == make_plan(probes, samples=samples, num_classes=4).candidates
+
+
 def test_without_probes_there_is_no_plan():
     with pytest.raises(InputError, match="no probes"):
         make_plan([], samples=10, num_classes=2)

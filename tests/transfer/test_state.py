@@ -77,6 +77,17 @@ def test_a_pickle_that_is_trusted_is_converted_by_the_line_that_the_message_give
     assert torch.equal(read["b"], torch.arange(6).view(2, 3).T)
 
 
+@pytest.mark.parametrize("beside", [{"epoch": 3}, {"epoch": 3, "optimizer": {"lr": 0.1}}])
+@pytest.mark.parametrize("name", ["state_dict", "model"])
+def test_the_line_that_converts_finds_the_weights_of_a_training_script(tmp_path, name, beside):
+    path = tmp_path / "checkpoint.pth"
+    torch.save({**beside, name: {"a": torch.ones(2), "version": 2}}, path)
+    exec(shlex.split(_refused(path, "pickle").partition("convert it by ")[2])[2], {})
+    assert {key: value.tolist() for key, value in read_weights(tmp_path / "checkpoint-safe.safetensors").items()} == {
+        "a": [1.0, 1.0]
+    }
+
+
 _SPAN = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 HOSTILE = {
     "nothing": b"",

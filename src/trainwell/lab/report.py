@@ -17,6 +17,7 @@ from trainwell.lab.page import write_page
 from trainwell.lab.reading import NUMBER, Table, check, finite, load, run_facts
 from trainwell.lab.transfer_charts import FeatureMap
 from trainwell.train import history
+from trainwell.train.cross_validation import chosen_otherwise
 from trainwell.train.display import duration
 from trainwell.train.recipe import AVERAGES, Recipe
 from trainwell.transfer.state import Match
@@ -114,7 +115,7 @@ def _read(folder: Path) -> _Run:
         load(folder / "evaluation.safetensors", lambda path: _evaluation(path, facts)),
         load(folder / "mistakes.json", lambda path: _mistakes(path, facts["classes"])),
         load(folder / "augmentation.png", _sheet),
-        load(folder / "run.json", lambda path: _beginning(facts)),
+        load(folder / "run.json", lambda path: _beginning(facts, folder)),
         trained,
         feature_map,
     )
@@ -188,7 +189,7 @@ def _mistakes(path: Path, classes: list[str]) -> list[Table]:
     return mistakes
 
 
-def _beginning(facts: Table) -> Table | None:
+def _beginning(facts: Table, folder: Path) -> Table | None:
     """Returns what the run began as, if that was pretrained, and how it was chosen what of it is trained."""
     about = facts.get("backbone")
     if about is None:
@@ -208,6 +209,7 @@ def _beginning(facts: Table) -> Table | None:
             raise ValueError("a probe's accuracy is not between 0 and 1")
     if not all(isinstance(reason, str) for reason in reasons) or (probes and not facts["classes"]):
         raise ValueError("the choice of what is trained is of a wrong kind")
+    reasons += filter(None, [chosen_otherwise(folder)] if reasons else [])
     stages = [row["stage"] for row in probes]
     head, features = stages[-1] if stages else None, None
     if cut := about.get("cut"):

@@ -43,6 +43,18 @@ class Choice:
         """Returns a recipe with what was chosen."""
         return dataclasses.replace(recipe, **self.changes)
 
+    def as_fields(self) -> dict[str, Any]:
+        """Returns fields of a recipe by which another run does the same, with nothing left open.
+
+        >>> probes = [{"stage": "pixels"}, {"stage": "layer1"}, {"stage": "layer2"}]
+        >>> Choice({}, {"transfer": "linear"}, {"before": "layer2", "dimensions": 16}, probes).as_fields()
+        {'transfer': 'stage', 'transfer_stage': 'layer1'}
+        """
+        if self.cut is None:
+            return self.changes
+        stages = [one["stage"] for one in self.probes]
+        return {**self.changes, "transfer": "stage", "transfer_stage": stages[stages.index(self.cut["before"]) - 1]}
+
     def cut_off(self, model: nn.Module, num_classes: int) -> nn.Module:
         """Returns a model, cut in place where it was chosen to be."""
         return model if self.cut is None else Cut(model, **self.cut, num_classes=num_classes)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data, Part
-from trainwell.errors import DivergedError, InputError
+from trainwell.errors import DivergedError, InputError, nearest
 from trainwell.train.choice import ASKED, Choice
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
@@ -118,11 +118,14 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
         reasons = [f"nothing was probed ({error}): all of the model is trained, gently"]
         say(reasons[0])
         return Choice(asked, {"transfer": "all"}, reasons=reasons)
-    plan = make_plan(probes, samples=len(data.train), num_classes=count, pixels=pixels)
+    plan = make_plan(
+        probes, samples=len(data.train), num_classes=count, pixels=pixels, backbone_lr=recipe.backbone_lr,
+        mixup=recipe.mixup,
+    )  # fmt: skip
     for reason in plan.reasons:
         say(reason)
     if recipe.transfer == "stage":
-        chosen = _head_on(best(probes).stage, probes)
+        chosen = _head_on(_asked_for(recipe, probes), probes)
         tried: list[dict[str, Any]] = []
         reasons = [*plan.reasons, f"asked for: {chosen.name}"]
     else:
@@ -131,7 +134,11 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
             divided = folds_of(labels.numpy(), _FOLDS, groups, recipe.seed)
             splits = [(rows[fitted], rows[judged]) for fitted, judged in divided]
         trials = _Trials(data, recipe, features, probes, splits, make, say)
-        chosen, tried, told = trials.winner(plan.candidates)
+        candidates = plan.candidates
+        if recipe.steps == 0:
+            candidates = tuple(one for one in candidates if one.stage is not None)
+            say("steps=0 leaves what is solved for: a linear classifier")
+        chosen, tried, told = trials.winner(candidates)
         reasons = [*plan.reasons, *told]
     say(reasons[-1])
     cut = None
@@ -140,6 +147,17 @@ def choose(data: Data, recipe: Recipe, seen: Seen, make: Make, say: Callable[[st
     about = [{"stage": one.stage, "dimensions": one.dimensions, "accuracy": one.accuracy, "interval": one.interval,
               "log_loss": one.log_loss, "samples": len(one.right)} for one in (pixels, *probes)]  # fmt: skip
     return Choice(asked, dict(chosen.changes), cut, about, tried, reasons)
+
+
+def _asked_for(recipe: Recipe, probes: list[Probe]) -> str:
+    """Returns the stage that a recipe names, or else the best one."""
+    stages = [one.stage for one in probes]
+    if recipe.transfer_stage != "auto" and recipe.transfer_stage not in stages:
+        raise InputError(
+            f"the model has no stage {recipe.transfer_stage!r}{nearest(recipe.transfer_stage, stages)}: transfer_stage "
+            f"is one of {', '.join(stages)}, or auto"
+        )
+    return best(probes).stage if recipe.transfer_stage == "auto" else recipe.transfer_stage
 
 
 def _head_on(stage: str, probes: list[Probe]) -> Candidate:
@@ -296,7 +314,8 @@ class _Trials:
                     )
             if not right:
                 times = f"{len(self.splits)} times " if len(self.splits) > 1 else ""
-                self.say(f"trying {one.name}: {times}{steps:,} steps …")
+                how = one.sentence(self.recipe.backbone_lr, self.recipe.mixup)
+                self.say(f"trying {one.name} ({how}): {times}{steps:,} steps …")
             with self.make(part, dataclasses.replace(recipe, epochs=None, minutes=None, steps=steps)) as trainer:
                 trainer.run()
                 outputs, targets = outputs_of(trainer.called, trainer.val, trainer.hardware.autocast())

@@ -62,6 +62,29 @@ def train_folds(
         for name in ("checkpoints", pretrained.FILE):  # they are large, and a fold that is done needs them no more
             remove(own / name)
     display.what = ""
+    if told := chosen_otherwise(folder):
+        display.say(told)
+
+
+def chosen_otherwise(folder: Path) -> str:
+    """Returns in a line which folds chose to train something else of a pretrained model than is kept; "" if none did.
+
+    Args:
+        folder: the run directory.
+    """
+    kept = _chosen_in(folder)
+    folds = sorted((path.parent for path in folder.glob(f"{_FOLDER}/*/run.json")), key=lambda own: int(own.name))
+    told = [f"fold {own.name} chose {chosen}" for own in folds if (chosen := _chosen_in(own)) != kept]
+    return "; ".join([*told, f"the model kept is {kept}"]) if kept and told else ""
+
+
+def _chosen_in(own: Path) -> str:
+    """Returns what a run chose to train, as people call it; "" if nothing was to be chosen."""
+    choice = json.loads((own / "run.json").read_text(encoding="utf-8")).get("choice")
+    if not choice:
+        return ""
+    word, _, name = choice["reasons"][-1].partition(": ")
+    return str(name if word in ("chosen", "asked for") else choice["changes"].get("transfer", ""))
 
 
 def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: Callable[[Trainer], object]) -> None:

@@ -14,9 +14,11 @@ from trainwell.errors import InputError, in_one_line
 from trainwell.files import write_tensors
 from trainwell.images import Images
 from trainwell.train.recipe import Recipe
-from trainwell.transfer.backbones import Backbone, load_backbone, rebuild
+from trainwell.transfer.backbones import Backbone, for_channels, load_backbone, rebuild
 from trainwell.transfer.by_default import by_default
 from trainwell.transfer.cut import Cut
+from trainwell.transfer.found import IMAGENET
+from trainwell.transfer.hub import ON_THE_HUB
 from trainwell.transfer.state import Match, read_weights
 
 if TYPE_CHECKING:
@@ -53,10 +55,16 @@ def named(
 
     def load(source: str) -> Backbone:
         channels = 3 if images is None else images.channels
-        return load_backbone(source, model=recipe.model, num_classes=outputs, in_chans=channels, say=say)
+        return load_backbone(
+            source, model=recipe.model, num_classes=outputs, in_chans=channels, partial=recipe.pretrained_partial,
+            say=say,
+        )  # fmt: skip
 
     if recipe.pretrained == "auto":
-        free = custom.model is None and recipe.model == "auto" and recipe.transfer != "none"
+        left_open = custom.model is None and recipe.transfer != "none"
+        free = left_open and recipe.model == "auto"
+        if left_open and recipe.model in ON_THE_HUB:
+            say(f"from scratch: a model is named, and no weights for it (--pretrained hub:timm/{recipe.model}.a1_in1k)")
         backbone = by_default(images, data.train.indices, load, say) if free and images is not None else None
         if backbone is None:
             return None
@@ -69,11 +77,31 @@ def named(
             raise InputError(
                 "pretrained models are for images: leave out pretrained (--pretrained) for feature vectors"
             )
+        if recipe.transfer == "none":
+            raise InputError(
+                f"transfer='none' trains from scratch, and pretrained is {recipe.pretrained!r}: leave transfer out, or "
+                "say 'all' to train all of it (--transfer all)"
+            )
         sources = sources_in(recipe.pretrained)
         backbone = load(sources[0]) if len(sources) == 1 else closest([load(one) for one in sources], say)
+        if len(sources) > 1 and data.options.get("folds", 1) > 1:
+            say(
+                "notice: the folds begin as that one too, though images on which they are judged had a say in it: "
+                "their figures may flatter (name one source, or give --folds 1)"
+            )
     licence = f", licence {backbone.licence}" if backbone.licence else ""
-    say(f"pretrained: {backbone.source} ({backbone.architecture}{licence}); {backbone.match.sentence()}")
+    told = (f"pretrained: {backbone.source} ({backbone.architecture}{licence})", backbone.match.sentence())
+    say("; ".join([*told, *_how_normalised(backbone)]))
     return backbone
+
+
+def _how_normalised(backbone: Backbone) -> list[str]:
+    """Returns what is to be said of how images are normalised; nothing where the source has figures of its own."""
+    if backbone.mean is None or backbone.std is None:
+        return ["images are normalised by their own mean and deviation, as none is given there"]
+    channels = len(backbone.mean)
+    as_imagenet = (backbone.mean, backbone.std) == tuple(for_channels(one, channels) for one in IMAGENET)
+    return ["images are normalised as for ImageNet"] if as_imagenet else []
 
 
 def sources_in(given: str) -> list[str]:
@@ -85,14 +113,16 @@ def resolved(recipe: Recipe, backbone: Backbone | None, custom: "Custom") -> Rec
     """Returns the recipe with what the pretrained model decides: its name, its images' size, what of it is trained.
 
     Raises:
-        InputError: the recipe says how to fine-tune, and there is nothing pretrained.
+        InputError: the recipe says how to fine-tune, and there is nothing pretrained; or a stage that is not asked for.
     """
-    if backbone is not None:
-        way = "all" if recipe.transfer == "none" else recipe.transfer
-        size = recipe.img_size or backbone.img_size
-        return dataclasses.replace(
-            recipe, pretrained=backbone.source, model=backbone.architecture, img_size=size, transfer=way
+    if recipe.transfer_stage != "auto" and recipe.transfer != "stage" and custom.choice is None:
+        raise InputError(
+            f"transfer_stage={recipe.transfer_stage!r} is for transfer='stage', and transfer is {recipe.transfer!r}: "
+            "say transfer='stage' (--transfer stage), or leave the stage out"
         )
+    if backbone is not None:
+        size = recipe.img_size or backbone.img_size
+        return dataclasses.replace(recipe, pretrained=backbone.source, model=backbone.architecture, img_size=size)
     recipe = dataclasses.replace(recipe, pretrained="none")
     if custom.model is not None and recipe.transfer not in ("auto", "stage"):
         return recipe

@@ -46,10 +46,16 @@ class Recipe:
     none trains from scratch; auto, where no model is named, is one of the hub for photographs, and embedded for small
     images"""
 
+    pretrained_partial: bool = False
+    """take of pretrained weights what fits, where others than the last layer's do not; by default that is refused"""
+
     transfer: str = "auto"
     """what of a pretrained model is trained: linear (a new last layer, on features computed once), stage (the same on
     the stage that does best), top1, top2 … (the stages below it too), all, gradual (more and more of them), lp_ft (the
     last layer alone first, to its optimum); auto tries what suits the data"""
+
+    transfer_stage: str = "auto"
+    """for transfer=stage: which one, by its name, such as layer2; auto is the one that does best"""
 
     transfer_minutes: float = 5.0
     """for transfer=auto: how long ways of fine-tuning are tried, in all"""

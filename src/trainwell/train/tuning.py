@@ -5,12 +5,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trainwell.freezing import freeze_parameter
+from trainwell.freezing import freeze, freeze_parameter, is_frozen
 from trainwell.train.recipe import Recipe
 from trainwell.transfer.cut import Cut
 from trainwell.transfer.l2_sp import L2SP
 from trainwell.transfer.surgery import find_head, freeze_all_but, stages
+from trainwell.weights import bare
 
+_OURS = "_trainwell_tuning"  # on a model: the names of what tuning froze, which the next one may thaw again
 _THAWED_BY = 0.5  # the fraction of the steps after which gradual unfreezing has come to the input
 
 
@@ -46,6 +48,7 @@ class Tuning:
         recipe: a resolved recipe.
         total_steps: of the run.
         stages: the names of the modules of each stage, from the input to the head.
+        kept: the names of modules and parameters that were frozen before, and stay so.
         pull: toward the pretrained weights, if there is one.
     """
 
@@ -56,6 +59,8 @@ class Tuning:
     def __post_init__(self) -> None:
         self.stages = stages(self.model)
         self.head = find_head(self.model)
+        frozen, ours = _frozen(self.model), vars(bare(self.model)).get(_OURS, set())
+        self.kept = frozen - ours if ours <= frozen else frozen  # else others have thawed since, and frozen anew
         self._trained = 0
         most = self.at(self.total_steps)  # what the optimizer must know
         self.pull = L2SP(self.model, self.recipe.l2_sp, head=self.head) if self.recipe.l2_sp and most > 1 else None
@@ -69,6 +74,8 @@ class Tuning:
                 for name, parameter in self.model.named_parameters():
                     if parameter.requires_grad and not f"{name}.".startswith(f"{self.head}."):
                         freeze_parameter(self.model, name)
+            _freeze_each(self.model, self.kept)
+            vars(bare(self.model))[_OURS] = _frozen(self.model) - self.kept
             self._trained = trained
         return trained
 
@@ -94,7 +101,8 @@ class Tuning:
         told = f"frozen: {_listed(frozen)}" if frozen else "nothing is frozen"
         if way == "gradual":
             told += f", all thawed after {round(_THAWED_BY * self.total_steps):,} steps"
-        return told
+        kept = sorted(name for name in self.kept if not any(name.startswith(f"{above}.") for above in self.kept))
+        return told + (f"; stays frozen: {_listed(kept)}" if kept else "")
 
 
 def make_tuning(model: nn.Module, recipe: Recipe, total_steps: int) -> Tuning | None:
@@ -102,6 +110,23 @@ def make_tuning(model: nn.Module, recipe: Recipe, total_steps: int) -> Tuning | 
     if recipe.transfer in ("none", "auto"):
         return None
     return Tuning(model, recipe, total_steps)
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Returns the names of a model's modules that are frozen, and of its parameters that are not trained."""
+    model = bare(model)
+    modules = {name for name, module in model.named_modules() if is_frozen(module)}
+    return modules | {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+def _freeze_each(model: nn.Module, names: set[str]) -> None:
+    """Freezes modules and parameters of a model by their names."""
+    modules = dict(bare(model).named_modules())
+    for name in names:
+        if name in modules:
+            freeze(modules[name])
+        else:
+            freeze_parameter(model, name)
 
 
 def _listed(names: list[str], most: int = 6) -> str:

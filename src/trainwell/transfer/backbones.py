@@ -14,8 +14,8 @@ from trainwell.errors import InputError, nearest
 from trainwell.models import NAMES, resnet
 from trainwell.transfer.embedded import NAME as EMBEDDED
 from trainwell.transfer.embedded import read_embedded
-from trainwell.transfer.found import CONFIG, WEIGHTS, Figures, Found, figures_in, read_json, table_in
-from trainwell.transfer.hub import from_hub
+from trainwell.transfer.found import CONFIG, IMAGENET, WEIGHTS, Figures, Found, figures_in, read_json, table_in
+from trainwell.transfer.hub import ON_THE_HUB, from_hub
 from trainwell.transfer.libraries import from_timm, from_transformers, timm_model, transformers_model
 from trainwell.transfer.saved import about_file, read_saved
 from trainwell.transfer.state import Match, load_into, of_layer, read_weights
@@ -24,6 +24,7 @@ from trainwell.transfer.surgery import find_head, replace_head
 _RESNETS = tuple(name for name in NAMES if name.startswith("resnet"))
 _FORMS = "embedded, a run's folder, a .safetensors file, hub:NAME, timm:NAME or transformers:NAME"
 _LARGE = {"2222": "resnet18", "3463": "resnet34", "3463 deep": "resnet50"}  # by the blocks of the stages
+_OF_IMAGENET = 1_000  # classes
 _OF_A_BLOCK = re.compile(r"(?:^|\.)layer(\d)\.(\d{1,2})\.(conv[123]|bn[123]|downsample\.[01])\.\w+$")
 
 
@@ -73,6 +74,7 @@ def load_backbone(
             `save_backbone` or of one of our ResNets, whose names are torchvision's; `hub:NAME`, such a ResNet of the
             Hugging Face hub in timm's layout, such as `hub:timm/resnet18.a1_in1k`; `timm:NAME` or `transformers:NAME`,
             through that library, where NAME may be a local folder. A name on the hub may end in `@` and a revision.
+            With a file of a ResNet-18, 34 or 50 for 1,000 classes go ImageNet's mean and deviation.
         model: the architecture of a file, one of ours or `timm:NAME`; "auto" finds ours by the weights' names.
         num_classes: length of the model's output.
         in_chans: channels of the images; see `load_into` for another number than that of the weights.
@@ -91,7 +93,7 @@ def load_backbone(
     match = load_into(made, found.weights, head=head, partial=partial)
     replace_head(made, num_classes)
     return Backbone(
-        made, found.source, found.architecture, _for_channels(found.mean, in_chans), _for_channels(found.std, in_chans),
+        made, found.source, found.architecture, for_channels(found.mean, in_chans), for_channels(found.std, in_chans),
         found.img_size, found.licence, _with_new_head(match, made, head, found.left_over), found.config,
     )  # fmt: skip
 
@@ -124,8 +126,12 @@ def _with_new_head(match: Match, made: nn.Module, head: str, left_over: tuple[st
     return dataclasses.replace(match, matched=body, reinitialised=lacking + new, left_over=match.left_over + left_over)
 
 
-def _for_channels(figures: Figures, channels: int) -> Figures:
-    """Returns figures of each channel for another number of them, as the first convolution's weights are adapted."""
+def for_channels(figures: Figures, channels: int) -> Figures:
+    """Returns figures of each channel for another number of them, as the first convolution's weights are adapted.
+
+    >>> for_channels((0.25, 0.5, 0.75), 1), for_channels((0.25, 0.5, 0.75), 4)
+    ((0.5,), (0.25, 0.5, 0.75, 0.25))
+    """
     if figures is None or len(figures) == channels:
         return figures
     if channels == 1:
@@ -202,7 +208,18 @@ def _from_file(path: Path, model: str) -> Found:
     width = _width(weights)
     if model == "auto":
         model = _resnet_of(weights, path)
-    return Found(str(path), model, weights, config={"width": width} if width and model in _RESNETS else {})
+    mean, std = IMAGENET if _of_imagenet(weights, model) else (None, None)
+    config = {"width": width} if width and model in _RESNETS else {}
+    return Found(str(path), model, weights, config=config, mean=mean, std=std)
+
+
+def _of_imagenet(weights: Mapping[str, Tensor], model: str) -> bool:
+    """Says whether a ResNet is one of those for ImageNet, all of which torchvision and timm normalise alike.
+
+    Its images' size is not taken with that: these networks see any, and small images made so large take long.
+    """
+    heads = [value for name, value in weights.items() if f".{name}".endswith(".fc.weight")]
+    return model in ON_THE_HUB and any(head.ndim == 2 and len(head) == _OF_IMAGENET for head in heads)
 
 
 def _width(weights: Mapping[str, Tensor]) -> int | None:

@@ -44,9 +44,11 @@ class Cut(nn.Module):
         starts = stage_names(model)
         if before not in starts[1:-1]:
             raise InputError(f"a model is cut before {' or '.join(starts[1:-1])}, not before {before!r}")
+        modules = dict(model.named_modules(remove_duplicate=False))
         for names in stages(model)[starts.index(before) :]:
             for name in names:
-                model.set_submodule(name, _End() if name == before else nn.Identity())
+                if name in modules:  # and no parameter that stands alone, which is left and has no effect
+                    model.set_submodule(name, _End() if name == before else nn.Identity())
         self.body = model
         self.head = nn.Linear(dimensions, num_classes)
         nn.init.zeros_(self.head.weight)

@@ -14,6 +14,7 @@ from trainwell.errors import InputError, in_one_line
 WEIGHTS, CONFIG, PROCESSOR = "model.safetensors", "config.json", "preprocessor_config.json"
 
 Figures = tuple[float, ...] | None
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation, as torchvision and timm take them
 
 
 @dataclass(frozen=True, eq=False)

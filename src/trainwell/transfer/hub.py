@@ -11,6 +11,7 @@ from trainwell.transfer.found import CONFIG, PROCESSOR, WEIGHTS, Found, figures_
 from trainwell.transfer.state import read_weights
 
 _CARD = "README.md"
+ON_THE_HUB = ("resnet18", "resnet34", "resnet50")  # of our ResNets
 _PATIENCE = 20.0  # seconds, for the hub's first answer
 
 
@@ -18,7 +19,7 @@ def from_hub(name: str, offline: bool, say: Callable[[str], object]) -> Found:
     """Reads one of our ResNets in timm's layout."""
     folder = fetch(name, offline, say)
     found = timm_layout(folder, f"hub:{name.partition('@')[0]}@{folder.name}")
-    if found.architecture not in ("resnet18", "resnet34", "resnet50") or found.config:
+    if found.architecture not in ON_THE_HUB or found.config:
         raise InputError(
             f"hub:{name} is no plain resnet18, resnet34 or resnet50 but {found.architecture!r}: "
             "take timm:NAME, or transformers:NAME"

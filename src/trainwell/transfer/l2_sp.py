@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainwell.errors import InputError
+from trainwell.errors import InputError, nearest
+from trainwell.weights import bare
 
 
 class L2SP:
@@ -21,10 +22,10 @@ class L2SP:
     Args:
         model: with the weights that it starts from; frozen ones count for nothing.
         alpha: strength, above 0; 0.01 to 0.1 are usual.
-        head: the name of the new layer, which is not pulled; by default all parameters are.
+        head: the name of the new layer in the model itself, whatever wraps it; it is not pulled. By default all are.
 
     Raises:
-        InputError: `alpha` is out of range.
+        InputError: `alpha` is out of range, or there is no layer of the head's name.
 
     >>> model = nn.Linear(2, 1, bias=False)
     >>> pull = L2SP(model, alpha=0.5)
@@ -37,7 +38,10 @@ class L2SP:
     def __init__(self, model: nn.Module, alpha: float, *, head: str | None = None) -> None:
         if not 0 < alpha < float("inf"):
             raise InputError(f"alpha is {alpha}: it must be above 0")
-        self.alpha = alpha
+        self.alpha, model = alpha, bare(model)
+        known = [*dict(model.named_modules()), *dict(model.named_parameters())]
+        if head is not None and head not in known:
+            raise InputError(f"the model has no layer {head!r} to be left out as its head{nearest(head, known)}")
         self._pairs = [
             (name, parameter, parameter.detach().clone())
             for name, parameter in model.named_parameters()

@@ -1,7 +1,9 @@
 """The plan: from how much data there are, and how like those of the pretrained network, to what is trained.
 
-Four cases, as lectures on the subject have them (such as Stanford's CS231n, *Transfer learning*): little or much, like
-or unlike. What is said here goes first; where there is time, it is tried beside the next best.
+Lectures on the subject (such as Stanford's CS231n, *Transfer learning*) have four cases: little or much, like or
+unlike. Two coincide here: with data like those of the network all of it is trained gently, little or much, since that
+did better than a linear classifier, the lecture's advice for little, from 10 images a class on (`bench/transfer.py`).
+What goes first is tried beside the next best where there is time. How long to train is left to the recipe.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +12,7 @@ from typing import Any
 
 from trainwell.transfer.probes import Probe, best, compare
 
-LITTLE = 100  # images a class; below, a linear classifier goes first
+LITTLE = 100  # images a class; below, linear is on the best stage, and unlike data begin with the lower rate
 _MIXUP_FROM, _MIXUP = 20_000, 0.1  # images, and its alpha: A. Kolesnikov et al., *Big Transfer* (2020), section 3.3
 
 
@@ -28,6 +30,18 @@ class Candidate:
     changes: Mapping[str, Any]
     stage: str | None = None
 
+    def sentence(self, backbone_lr: float = 0.1, mixup: float = 0.0) -> str:
+        """Returns what is trained, and how; the arguments are the recipe's, which some candidates change.
+
+        >>> Candidate("all", {"transfer": "all", "mixup": 0.1}).sentence()
+        "all of it, below the head at 0.1 of the head's rate, with mixup 0.1"
+        """
+        if self.stage is not None:
+            return f"a linear classifier on {self.stage}"
+        rate, mixup = self.changes.get("backbone_lr", backbone_lr), self.changes.get("mixup", mixup)
+        told = "at the full rate" if rate == 1 else f"below the head at {rate:g} of the head's rate"
+        return f"all of it, {told}" + (f", with mixup {mixup:g}" if mixup else "")
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -42,8 +56,20 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int, pixels: Probe | None = None) -> Plan:
+def make_plan(
+    probes: Sequence[Probe],
+    *,
+    samples: int,
+    num_classes: int,
+    pixels: Probe | None = None,
+    backbone_lr: float = 0.1,
+    mixup: float = 0.0,
+) -> Plan:
     """Returns what to try with a pretrained model on some data.
+
+    With data like those of the network: all of it at the recipe's lower rate, then a linear classifier, on the best
+    stage for little data and on the last one for much. With unlike data: all of it at the lower rate and at the full
+    one, for much data the full one first, then a linear classifier on the best stage.
 
     Args:
         probes: of each stage, the last one of what comes to the head.
@@ -51,6 +77,8 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int, pixels
         num_classes: of how many classes.
         pixels: the probe of the bare pixels of small copies of the images, if there is one. Where that does better than
             the last stage, the network has lost what these images are told apart by.
+        backbone_lr: the recipe's, for the reasons: what is trained gently has it.
+        mixup: likewise.
 
     Raises:
         InputError: there are no probes.
@@ -71,13 +99,12 @@ def make_plan(probes: Sequence[Probe], *, samples: int, num_classes: int, pixels
             f"{last.accuracy:.1%} ({100 * gain:+.1f} points, 95 % interval {100 * low:.1f} to {100 * high:.1f}): "
             "these data are unlike those of the pretrained network"
         )
-        words = "all of it trained at the full rate, or more gently, or a linear classifier on the best stage"
         candidates: tuple[Candidate, ...] = (gently, freely, head) if little else (freely, gently, head)
     else:
         reasons.append(
             f"a linear classifier on the last stage, {last.stage}, is right on {last.accuracy:.1%}, and nothing before "
             "it is certainly better: these data are like those of the pretrained network"
         )
-        words = "all of it trained gently, from a new last layer, or that layer alone"
         candidates = (gently, head)
-    return Plan(candidates, (*reasons, f"what may suit: {words}"))
+    words = "; ".join(one.sentence(backbone_lr, mixup) for one in candidates)
+    return Plan(candidates, (*reasons, f"what may suit, the likeliest first: {words}"))

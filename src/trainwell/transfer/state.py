@@ -83,7 +83,8 @@ def _why_no_pickle(path: Path) -> str:
     convert = (
         "import torch, safetensors.torch as s; "
         f"w = torch.load({str(path)!r}, map_location='cpu', weights_only=True); "
-        f"s.save_file({{k: v.clone().contiguous() for k, v in w.items()}}, {str(safe)!r})"
+        "w = w.get('state_dict') or w.get('model') or w; "  # as training scripts save them, beside an epoch or so
+        f"s.save_file({{k: v.clone().contiguous() for k, v in w.items() if torch.is_tensor(v)}}, {str(safe)!r})"
     )
     command = shlex.join(["python", "-c", convert])
     return f"{path} is a pickle, which can run code: if you trust it, convert it by {command}"
@@ -183,7 +184,11 @@ def load_into(
             f"the weights do not fit the model: {len(lacking)} of its {len(match.matched) + len(match.reinitialised)} "
             f"tensors are missing or of another shape{', first ' if lacking else ''}"
             f"{lacking[0] + shapes.get(lacking[0], '') if lacking else ''}; name their architecture"
-            + (", or load what fits with partial=True" if body else "")
+            + (
+                ", or take what fits: partial=True (in fit pretrained_partial=True, --pretrained-partial)"
+                if body
+                else ""
+            )
         )
     values = {name: weights[sources[name]] for name in match.matched}
     if match.channels:
