@@ -383,12 +383,13 @@ def test_a_user_without_a_home(photos, monkeypatch):
 
 
 @pytest.mark.parametrize("hours", [8, -1])
-def test_a_clock_that_jumps_changes_nothing_in_the_result(hours, data, whole, tmp_path, monkeypatch, capsys):
+def test_a_clock_that_jumps_changes_nothing_in_the_result(hours, data, tmp_path, monkeypatch, capsys):
+    main(_words(data, tmp_path / "plain"))  # in this process: a forked one steps without the compiled kernels
     calls = iter(range(10**9))
     real = time.monotonic
     monkeypatch.setattr(time, "monotonic", lambda: real() + 3600 * hours * (next(calls) // 5))
     main([word for word in _words(data, tmp_path / "run") if word != "--quiet"])
-    assert _weights(tmp_path / "run") == whole
+    assert _weights(tmp_path / "run") == _weights(tmp_path / "plain")
     rows = tw.Run(tmp_path / "run").history
     assert all(np.isfinite(row["seconds"]) for row in rows)
     assert "Traceback" not in capsys.readouterr().err
