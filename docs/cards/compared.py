@@ -160,7 +160,8 @@ def measured(card: str, rows: list[Row]) -> str:
         textwrap.fill(
             f"{evidence.task}. Means over n seeds, with 95 % intervals (Student's); differences are paired by seed, "
             "and those whose interval holds 0 are ties. The intervals are not widened for how many recipes were "
-            "compared.",
+            "compared. Seconds are of a shared machine on several days, and do not compare recipes run on "
+            "different ones.",
             118,
         ),
         "",
