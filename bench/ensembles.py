@@ -26,7 +26,7 @@ from evidence import EPOCHS, SETTINGS, arguments
 from rows import append
 from seeds import limited, mean_and_interval, parse
 from trainwell.ensemble import tempered
-from trainwell.train import scores
+from trainwell.metrics import calibration
 from trainwell.train.ensemble_result import Answers, choose, combined
 
 MOST = 8
@@ -58,7 +58,7 @@ def train(source: str, arm: str, seed: int, answers: Path) -> dict[str, Any]:
             return row | figures(ensemble.result["ensemble"]) | {"kept": len(ensemble.members)}
         held = load_file(run.path / "evaluation.safetensors")
         np.savez(answers, **{name: value.numpy() for name, value in held.items()})
-        return row | figures(scores.scores(held["test_outputs"].double().numpy(), held["test_targets"].numpy()))
+        return row | figures(calibration.scores(held["test_outputs"].double().numpy(), held["test_targets"].numpy()))
 
 
 def favoured(run: tw.Run) -> str:
@@ -86,8 +86,8 @@ def together(paths: list[Path]) -> list[dict[str, Any]]:
     chosen = tempered(combined([answers[k].test for k in kept], "arithmetic"), T)
     name = f"members-{len(paths)}"
     return [
-        {"arm": f"{name}-all", "kept": len(paths)} | figures(scores.scores(everybody.numpy(), truth)),
-        {"arm": name, "kept": len(kept)} | figures(scores.scores(chosen.numpy(), truth)),
+        {"arm": f"{name}-all", "kept": len(paths)} | figures(calibration.scores(everybody.numpy(), truth)),
+        {"arm": name, "kept": len(kept)} | figures(calibration.scores(chosen.numpy(), truth)),
     ]
 
 

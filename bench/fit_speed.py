@@ -29,9 +29,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 
 import trainwell as tw
+from trainwell.train.custom import Custom
 from trainwell.train.display import Display
 from trainwell.train.loop import Trainer
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 
 BATCH = 128
 

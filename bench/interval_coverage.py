@@ -23,7 +23,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.tree import DecisionTreeClassifier
 
 from trainwell.data.split import folds
-from trainwell.train.metrics import (
+from trainwell.metrics.correctness import (
     accuracy_interval,
     balanced_accuracy_interval,
     indistinguishable,

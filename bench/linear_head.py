@@ -19,8 +19,9 @@ import torch
 from safetensors.torch import save_file
 
 import trainwell as tw
+from trainwell.train.custom import Custom
 from trainwell.train.loop import Trainer
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 
 
 def epoch(trainer: Trainer) -> float:

@@ -27,8 +27,8 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 
 import trainwell as tw
 from rows import write
+from trainwell.metrics.correctness import wilson_interval
 from trainwell.optim.range_test import lr_range
-from trainwell.train.metrics import wilson_interval
 
 GRID = 1.5 ** np.arange(-24, 8.0)  # 6e-5 to 17
 STEPS, SEEDS, SAMPLES, FACTOR = 300, 3, 1024, 3

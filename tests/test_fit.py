@@ -161,8 +161,9 @@ def test_minutes_fix_the_steps_before_they_are_taken(tmp_path):
 
 
 def test_minutes_leave_the_model_untouched(tmp_path):
+    from trainwell.train.custom import Custom
     from trainwell.train.display import Display
-    from trainwell.train.prepare import Custom, prepared
+    from trainwell.train.prepare import prepared
 
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -186,9 +187,10 @@ def test_a_check_tells_of_a_model_that_cannot_learn_and_of_a_bad_start():
         def forward(self, x):
             return super().forward(x * 0) * 0 + self.bias * 0 + torch.tensor([0.0, 50.0, 0.0])
 
+    from trainwell.train.custom import Custom
     from trainwell.train.display import Display
     from trainwell.train.dry_run import learn_one_batch
-    from trainwell.train.prepare import Custom, prepared
+    from trainwell.train.prepare import prepared
 
     with prepared(tw.load((X, Y)), tw.Recipe(), Custom(Deaf(6, 3)), Display(quiet=True)) as trainer:
         found = learn_one_batch(trainer, 3, most_steps=5)

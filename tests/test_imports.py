@@ -31,7 +31,8 @@ def test_every_public_name_is_there():
         import trainwell as tw
         for name in tw.__all__:
             assert getattr(tw, name) is not None
-        for package in (tw.augment, tw.data, tw.ensemble, tw.models, tw.optim, tw.regularize, tw.train, tw.lab):
+        for package in (tw.augment, tw.data, tw.ensemble, tw.lab, tw.metrics, tw.models, tw.optim, tw.regularize,
+                        tw.train, tw.transfer):
             for name in package.__all__:
                 getattr(package, name)
     """)

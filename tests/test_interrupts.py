@@ -27,8 +27,9 @@ from faults import Ended, in_child
 from trainwell.cli import main
 from trainwell.data import cache, store
 from trainwell.train import speed
+from trainwell.train.custom import Custom
 from trainwell.train.display import Display
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 from trainwell.train.recipe import Recipe
 
 HOW = re.compile(r"go on with: (trainwell fit --resume --out [^\s;]+( --model [^\s;]+)?)")

@@ -387,3 +387,8 @@ def test_what_looks_at_steps_alone_chooses_nothing(data, before, capsys):
     tested = tw.lr_range(data, pretrained=str(before.path), sweep_steps=20, trial_steps=0, **TINY)
     assert tested.suggestion > 0
     assert "tried" not in capsys.readouterr().err
+
+
+def test_a_check_of_gradual_unfreezing_learns_with_all_stages_since_none_would_thaw_in_it(data, before):
+    told = {**TINY, "pretrained": str(before.path)}
+    assert tw.dry_run(data, transfer="gradual", **told) == tw.dry_run(data, transfer="all", **told)

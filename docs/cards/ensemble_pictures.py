@@ -15,8 +15,8 @@ from drawing import BLUE, GREEN, GREY, ORANGE, PURPLE, legend, panels
 from regularizer_pictures import batches, digits, perceptron
 from trainwell import ensemble, optim, random, regularize
 from trainwell.ensemble.combine import mean_of, select, temperature, tempered
+from trainwell.metrics.calibration import log_loss
 from trainwell.optim import schedules
-from trainwell.train.scores import log_loss
 
 PER_EPOCH = 12  # steps
 AfterStep = Callable[[int], None]

@@ -7,7 +7,20 @@ from trainwell._lazy import attributes
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from trainwell import augment, data, ensemble, errors, lab, models, optim, random, regularize, train, transfer
+    from trainwell import (
+        augment,
+        data,
+        ensemble,
+        errors,
+        lab,
+        metrics,
+        models,
+        optim,
+        random,
+        regularize,
+        train,
+        transfer,
+    )
     from trainwell.api import dry_run, fit, lr_range, resume
     from trainwell.data import load
     from trainwell.errors import InputError
@@ -32,6 +45,7 @@ __all__ = [
     "lab",
     "load",
     "lr_range",
+    "metrics",
     "models",
     "optim",
     "random",
@@ -53,6 +67,7 @@ __getattr__ = attributes(
                 "ensemble",
                 "errors",
                 "lab",
+                "metrics",
                 "models",
                 "optim",
                 "random",

@@ -2,8 +2,7 @@
 
 import dataclasses
 import inspect
-import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +10,33 @@ from torch import nn
 
 from trainwell import run_ensemble
 from trainwell.data.dataset import Data, Samples
-from trainwell.data.divide import divide, usual_folds
-from trainwell.data.sources import load, read
-from trainwell.errors import InputError, in_one_line, nearest
+from trainwell.data.divide import divide
+from trainwell.data.sources import read
+from trainwell.errors import InputError, in_one_line
 from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
 from trainwell.train import hardware, losses, pretrained
+from trainwell.train.asked import changed, read_data, told_apart
 from trainwell.train.choice import Choice
-from trainwell.train.cross_validation import pooled, train_folds
+from trainwell.train.cross_validation import cross_validates, pooled, train_folds
+from trainwell.train.custom import Custom
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
-from trainwell.train.ensemble_result import FILE
-from trainwell.train.ensemble_result import sentence as sentence_of_ensemble
+from trainwell.train.ensemble_file import FILE
+from trainwell.train.ensemble_file import sentence as sentence_of_ensemble
 from trainwell.train.feature_map import write_feature_map
-from trainwell.train.folder import at_work_in, how_to_resume, refuse_used, start_run
+from trainwell.train.figures import sentence
+from trainwell.train.folder import at_work_in, how_to_resume, refuse_used, start_run, unused_folder
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.prepare import Custom, prepared, tell
+from trainwell.train.prepare import prepared, tell
 from trainwell.train.range_test import range_test
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import finish
 from trainwell.train.snapshots import taken
 
 OnEpochEnd = Callable[[Trainer, Row], object]
-_LOADING = {name: parameter.default for name, parameter in inspect.signature(load).parameters.items()
-            if name not in ("source", "folds", "fold", "quiet")}  # fmt: skip
 
 
 def fit(
@@ -94,7 +94,7 @@ def fit(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = told_apart(recipe, options)
+    given, loading = told_apart(recipe, options, _NAMES)
     custom = Custom(model, loss, metrics or {})
     asked = changed(loading, folds)
     folder = Path(out) if out is not None else unused_folder(source)
@@ -173,7 +173,7 @@ def dry_run(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = told_apart(recipe, options)
+    given, loading = told_apart(recipe, options, _NAMES)
     asked = changed(loading, folds)
     with explained(work := Work(None)), Display(quiet) as display:
         _, data = read_data(source, asked, folds, quiet)
@@ -223,7 +223,7 @@ def lr_range(
     """
     if isinstance(model, str):
         options["model"], model = model, None
-    given, loading = told_apart(recipe, options)
+    given, loading = told_apart(recipe, options, _NAMES)
     asked = changed(loading, folds)
     check_range(low, high, sweep_steps, trial_steps)
     picture = Path(out) if out is not None else None
@@ -251,27 +251,6 @@ def _refuse_as_picture(path: Path) -> None:
     if path.is_dir() or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "is in no folder that exists"
         raise InputError(f"{path} {what}; choose another --out")
-
-
-def read_data(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool) -> tuple[Samples | None, Data]:
-    """Returns what a source holds, if it is not divided already, and the data of the model that is kept."""
-    if isinstance(source, Data):
-        names = [name for name in asked if name != "folds" or folds != 1]
-        if names:
-            listed = " and ".join(names)
-            raise InputError(f"{listed} cannot change data that are loaded already; give them to trainwell.load")
-        if len(source.test) == 0:
-            raise InputError("the data have no test part; give fit the source itself, and folds=")
-        return None, source
-    samples, options = read(source, {**_LOADING, **asked, "folds": 1 if folds is None else folds, "fold": None}, quiet)
-    if folds is None and "test" not in asked:
-        options["folds"] = usual_folds(samples)
-    return samples, divide(samples, options)
-
-
-def cross_validates(data: Data) -> bool:
-    """Says whether the result comes from folds, which are other runs, and not from a test part."""
-    return data.options["folds"] > 1 and data.options["fold"] is None
 
 
 def _train(
@@ -337,36 +316,6 @@ def _of_snapshots(folder: Path, model: nn.Module) -> str:
     return f"of the snapshots and the weights that were kept, {sentence_of_ensemble(ensemble.about)}"
 
 
-def sentence(result: dict[str, Any]) -> str:
-    """Returns the result in a sentence."""
-    low, high = result["test_interval"]
-    size, folds = result["test_samples"], result.get("folds")
-    how = f", each by one of {len(folds)} models that had not seen it" if folds else " never seen"
-    if "test_accuracy" not in result:
-        figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
-        right = f"; all labels right on {result['exact_match']:.1%}" if "exact_match" in result else ""
-        return f"test loss {figure} on {size:,} samples{how}{right}"
-    beside = ""
-    if "indistinguishable" in result:
-        worst, best = result["indistinguishable"]
-        beside = f"; another model with {worst:.1%} to {best:.1%} on as many others could be as good"
-    return (
-        f"{result['test_accuracy']:.1%} right on {size:,} samples{how} (95 % interval {low:.1%} to {high:.1%}){beside}"
-    )
-
-
-def changed(loading: dict[str, Any], folds: int | None) -> dict[str, Any]:
-    """Returns the options of loading that are not at their defaults."""
-    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
-    return asked | ({} if folds is None else {"folds": folds})
-
-
-def unused_folder(source: Any) -> Path:
-    """Returns a folder for a run of which nobody said where it is to be."""
-    name = Path(source).stem if isinstance(source, str | Path) else "run"
-    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name or 'run'}-{n}").exists())
-
-
 def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
     """Refuses to resume a run as something else than it is; what is left at its default asks for nothing."""
     info = Run(folder).info
@@ -377,30 +326,6 @@ def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
                 f"{folder} was started with {name}={then[name]!r}, not {value!r}; "
                 "resume it as it is, or choose another --out"
             )
-
-
-def told_apart(
-    given: Recipe | Path | str | None, options: dict[str, Any], also: Iterable[str] = ()
-) -> tuple[Recipe, dict[str, Any]]:
-    """Returns the recipe with some fields changed, and the options of loading; `also` are names to be mistyped.
-
-    A length among the fields takes the place of the recipe's own.
-    """
-    recipe = Recipe.load(given) if isinstance(given, Path | str) else given or Recipe()
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"recipe must be a Recipe or the path of one, not a {type(given).__name__}")
-    known = [field.name for field in dataclasses.fields(Recipe)]
-    for name in options:
-        if name not in known and name not in _LOADING:
-            hint = nearest(name, [*known, *_LOADING, *(also or inspect.signature(fit).parameters)])
-            raise InputError(f"neither fit, nor a recipe, nor load has {name!r}{hint}")
-    fields = {name: value for name, value in options.items() if name in known}
-    lengths = {"epochs": None, "steps": None, "minutes": None}
-    recipe = dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
-    loading = {name: value for name, value in options.items() if name in _LOADING}
-    if loading.get("images") is not None:
-        loading["images"] = str(Path(loading["images"]).expanduser().absolute())
-    return recipe, loading
 
 
 def _resume(
@@ -472,3 +397,6 @@ def _read_again(run: Run, data: Any, quiet: bool) -> tuple[Samples | None, Data]
     source = run.info["source"] if data is None else data
     samples, options = read(source, run.info["data_options"], quiet)
     return samples, divide(samples, options)
+
+
+_NAMES = [*inspect.signature(fit).parameters]  # of which one may have been meant

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +11,19 @@ import joblib
 from torch import nn
 
 from trainwell import random
-from trainwell.api import cross_validates, fit
+from trainwell.api import fit
 from trainwell.data.dataset import Data
 from trainwell.errors import DivergedError, InputError
+from trainwell.members_progress import watched
 from trainwell.run import Run
 from trainwell.run_ensemble import Factory, member
 from trainwell.train import losses
-from trainwell.train.display import Display, duration
+from trainwell.train.cross_validation import cross_validates
+from trainwell.train.custom import Custom
+from trainwell.train.display import Display
 from trainwell.train.folder import start_run
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import finish
 from trainwell.train.speed import seconds_per_step
@@ -197,7 +198,7 @@ class Members:
             epochs = math.ceil(trainer.total_steps / len(trainer.train))
         if cross_validates(data):
             epochs *= data.options["folds"] + 1
-        with _watched([self.own(number) for number in pending], epochs, display):
+        with watched([self.own(number) for number in pending], epochs, display):
             calls = [(number, self._call(number)) for number in pending]
             if engine == "loop":
                 return _failures(pending, [call() for _, call in calls])
@@ -357,55 +358,3 @@ def register(backend: str | None) -> None:
                                  "fit_members") from None  # fmt: skip
     except ImportError:
         raise InputError(f"backend={backend!r} needs a library: pip install 'trainwell[{backend}]'") from None
-
-
-# ---------------------------------------------------------------------- progress
-
-
-@contextlib.contextmanager
-def _watched(folders: list[Path], epochs: int, display: Display) -> Iterator[None]:
-    """Shows how far members are that are trained elsewhere, by what is in their folders."""
-    ended = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(folders, epochs, display, ended), daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
-def _watch(folders: list[Path], epochs: int, display: Display, ended: threading.Event) -> None:
-    began, told, at_start, shown = time.monotonic(), set[Path](), _epochs_of(folders), time.monotonic()
-    last = False
-    while not last:
-        last = ended.wait(1.0)
-        epochs_done = _epochs_of(folders)
-        share = (epochs_done - at_start) / max(1, epochs * len(folders) - at_start)
-        left = (time.monotonic() - began) * (1 / share - 1) if share > 0 else math.inf
-        about = f"; about {duration(left)} left" if 0 < left < math.inf else ""
-        for folder in folders:
-            if folder not in told and (folder / "result.json").exists():
-                told.add(folder)
-                shown = time.monotonic()
-                display.say(f"member {folder.name} is done, {_figure(folder)}{about}")
-        if time.monotonic() - shown > 10 and epochs_done > at_start and not last:
-            shown = time.monotonic()
-            display.say(f"{epochs_done:,} of {epochs * len(folders):,} epochs{about}")
-
-
-def _epochs_of(folders: list[Path]) -> int:
-    """Returns how many epochs members and their folds have gone through."""
-    count = 0
-    for folder in folders:
-        for history in (folder / "history.jsonl", *folder.glob("folds/*/history.jsonl")):
-            with contextlib.suppress(OSError):
-                count += history.read_bytes().count(b"\n")
-    return count
-
-
-def _figure(folder: Path) -> str:
-    result = Run(folder).result
-    if "test_accuracy" in result:
-        return f"{result['test_accuracy']:.1%} right on {result['test_samples']:,}"
-    return f"test loss {result['test_loss']:.4g} on {result['test_samples']:,}"

@@ -1,11 +1,12 @@
 """Parts of a model that stay as they are while the rest of it trains."""
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
 
 from trainwell.errors import InputError, nearest
-from trainwell.weights import bare
+from trainwell.weights import bare, is_within
 
 _HELD = "_trainwell_held"  # the names of a module's own parameters that were trained
 _HANDLES = "_trainwell_handles"
@@ -69,6 +70,35 @@ def freeze_parameter(module: nn.Module, name: str) -> None:
         raise InputError(f"there is no parameter {name!r}{nearest(name, known)}")
     path, _, own = name.rpartition(".")
     _hold(module.get_submodule(path), own)
+
+
+def freeze_parameters(model: nn.Module, names: Collection[str]) -> None:
+    """Freezes parameters, and whole the modules that have no others, so that their statistics stay as well.
+
+    Whole too is what notes statistics without parameters, as `BatchNorm2d(affine=False)` does, below all that trains.
+
+    Args:
+        model: the model, whose modules were added in the order of their use.
+        names: as in `model.named_parameters()`.
+
+    Raises:
+        InputError: as for `freeze_parameter`.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2, affine=False), nn.Linear(2, 2))
+    >>> freeze_parameters(model, ["0.weight", "0.bias"])
+    >>> [is_frozen(layer) for layer in model]
+    [True, True, False]
+    """
+    model, frozen = bare(model), set(names)
+    for name in frozen:
+        freeze_parameter(model, name)
+    all_names = [name for name, _ in model.named_parameters()]
+    below = True
+    for part, module in model.named_modules():
+        own = {name for name in all_names if is_within(name, part)}
+        if own <= frozen if own else below and any(True for _ in module.buffers()):
+            freeze(module)
+        below = below and not any(name.rpartition(".")[0] == part for name in own - frozen)
 
 
 def thaw(module: nn.Module) -> None:

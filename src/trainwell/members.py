@@ -11,15 +11,16 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from trainwell.api import changed, read_data, told_apart, unused_folder
 from trainwell.engines import Members, register
 from trainwell.errors import DivergedError, InputError, in_one_line, nearest
 from trainwell.files import write_json
 from trainwell.run_ensemble import Ensemble, Factory, make, member
 from trainwell.train import losses
+from trainwell.train.asked import changed, read_data, told_apart
 from trainwell.train.display import Display
-from trainwell.train.ensemble_result import FILE, Mean, read, sentence
-from trainwell.train.folder import at_work_in, refuse_used, remove_run
+from trainwell.train.ensemble_file import FILE, read, sentence
+from trainwell.train.ensemble_result import Mean
+from trainwell.train.folder import at_work_in, refuse_used, remove_run, unused_folder
 from trainwell.train.loop import Metric
 from trainwell.train.prepare import tell
 from trainwell.train.recipe import Recipe
@@ -261,7 +262,7 @@ def _planned(folder: Path) -> dict[str, Any]:
 
 def _check_plan(plan: dict[str, Any]) -> None:
     loading = {name: value for name, value in plan["loading"].items() if name != "folds"}
-    if told_apart(None, loading)[1].keys() != loading.keys():
+    if told_apart(None, loading, ())[1].keys() != loading.keys():
         raise ValueError(f"{loading} are no options of loading")
     if plan["engine"] not in get_args(Engine) or not isinstance(plan["source"], str):
         raise ValueError(f"engine is {plan['engine']!r}, and source {plan['source']!r}")

@@ -26,10 +26,10 @@ _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 _S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
-def mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     """Scrambles 64-bit words, one to one: SplitMix64's output for the state `x`.
 
-    >>> int(mix(np.array([0], np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's first output for seed 0
+    >>> int(splitmix64(np.array([0], np.uint64))[0]) == 0xE220A8397B1DCDAF  # SplitMix64's first output for seed 0
     True
     """
     x = x + _GOLDEN
@@ -64,7 +64,7 @@ def key(*where: int | str) -> int:
     """
     state = np.zeros(1, np.uint64)
     for part in where:
-        state = mix(state ^ np.uint64(word(part)))
+        state = splitmix64(state ^ np.uint64(word(part)))
     return int(state[0])
 
 
@@ -74,7 +74,7 @@ def keys(base: int, rows: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     >>> int(keys(key(7), [5])[0]) == key(7, 5)
     True
     """
-    return mix(np.asarray(rows).astype(np.uint64) ^ np.uint64(base))
+    return splitmix64(np.asarray(rows).astype(np.uint64) ^ np.uint64(base))
 
 
 def uniform(row_keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.float64]:
@@ -84,7 +84,7 @@ def uniform(row_keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.floa
     (2, 3)
     """
     counters = np.arange(1, count + 1, dtype=np.uint64)
-    words = mix(mix(row_keys[:, None] ^ (counters * _GOLDEN)))
+    words = splitmix64(splitmix64(row_keys[:, None] ^ (counters * _GOLDEN)))
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

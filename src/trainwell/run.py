@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from trainwell import models
-from trainwell.augment import Augment, View, parse
-from trainwell.augment import average as views_of
+from trainwell.augment import Augment, View, parse, parse_views
 from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
 from trainwell.ensemble import marginalize
-from trainwell.errors import InputError, is_out_of_memory
+from trainwell.errors import InputError, in_one_line, is_out_of_memory
 from trainwell.images import Images
 from trainwell.train import augmentation, hardware, history, pretrained
 from trainwell.train.evaluate import outputs_of
@@ -193,8 +192,7 @@ class Run:
         try:
             module.load_state_dict(load_file(path))
         except (SafetensorError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{path} does not fit the model {about['name']} ({reason})") from None
+            raise InputError(f"{path} does not fit the model {about['name']} ({in_one_line(error)})") from None
         return module.eval()
 
     def predict(self, inputs: Any, batch_size: int = 64, average: str = "") -> Predictions:
@@ -330,7 +328,7 @@ class Run:
         # A model that was taught no mirror images may take them where they show the same, not where a b becomes a d.
         usual = parse(augmentation.chosen(self.info["task"], self.classes, True)[0])
         flip = (usual if taught == taught.off() else taught).flip > 0
-        views = views_of(average, trained, min(size), flip)
+        views = parse_views(average, trained, min(size), flip)
         if "samples" in average and trained == trained.off():
             raise InputError(f"{self.path} was trained without augmentation, of which there are no samples")
         return trained.off(), views

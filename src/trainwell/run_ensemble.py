@@ -16,7 +16,8 @@ from trainwell.errors import InputError
 from trainwell.files import new_directory, write_json
 from trainwell.images import Images
 from trainwell.run import Run
-from trainwell.train.ensemble_result import FILE, Mean, answers_of, choose, combined, judge, read
+from trainwell.train.ensemble_file import FILE, read
+from trainwell.train.ensemble_result import Mean, answers_of, choose, combined, judge
 from trainwell.train.snapshots import evaluation_of, taken
 
 Factory = Callable[[], nn.Module]
@@ -177,7 +178,7 @@ def member(number: int) -> dict[str, str]:
     return {"run": f"members/{number}", "weights": "model.safetensors"}
 
 
-def of_snapshots(folder: Path, mean: Mean = "arithmetic") -> None:
+def of_snapshots(folder: Path) -> None:
     """Makes the ensemble of a finished run's snapshots, and of the weights it kept, in the run's own folder.
 
     The kept weights are among those that are chosen from, as otherwise the ensemble could be worse on validation than
@@ -194,7 +195,7 @@ def of_snapshots(folder: Path, mean: Mean = "arithmetic") -> None:
     said = (folder / "evaluation.safetensors").read_bytes()
     if all(evaluation_of(path).read_bytes() != said for path in snapshots):  # or it is one of them
         found.append("model.safetensors")
-    make(folder, [{"run": ".", "weights": weights} for weights in found], mean)
+    make(folder, [{"run": ".", "weights": weights} for weights in found])
 
 
 def make(folder: Path, members: list[dict[str, str]], mean: Mean = "arithmetic", **about: Any) -> None:

@@ -1,4 +1,4 @@
-"""A model's parameters: which are weights, which decay and are penalised; and the model itself in what wraps it."""
+"""A model's parameters: which are weights, which decay and are penalised, which lie in a part; and the model itself."""
 
 from collections.abc import Iterator
 
@@ -39,6 +39,15 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, bool]]:
         if nn.parameter.is_lazy(parameter):
             raise InputError(f"the parameter {name!r} has no shape yet: run one batch through the model first")
         yield name, parameter, is_weight(name, parameter, of_norms)
+
+
+def is_within(name: str, part: str | None) -> bool:
+    """Says whether a module or a tensor is a part of a model, or in it; the part `""` is the model, `None` none.
+
+    >>> is_within("fc.weight", "fc"), is_within("fc2.weight", "fc"), is_within("fc", "fc"), is_within("fc.weight", None)
+    (True, False, True, False)
+    """
+    return part is not None and (part == "" or f"{name}.".startswith(f"{part}."))
 
 
 def bare(model: nn.Module) -> nn.Module:

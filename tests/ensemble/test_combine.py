@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from trainwell import InputError
 from trainwell.ensemble.combine import mean_of, select, temperature, tempered
-from trainwell.train.metrics import accuracy
-from trainwell.train.scores import log_loss
+from trainwell.metrics.calibration import log_loss
+from trainwell.metrics.correctness import accuracy
 
 SEEDS = st.integers(0, 10_000)
 

@@ -11,8 +11,8 @@ from sklearn.metrics import accuracy_score, brier_score_loss, log_loss
 from pages import HOSTILE, browse, charts_of, needs_browser, without_plotly, words_of
 from trainwell.errors import InputError
 from trainwell.lab.ensemble_report import write_report
+from trainwell.metrics.calibration import calibration_error
 from trainwell.run_ensemble import make
-from trainwell.train.scores import calibration_error
 
 CLASSES = ("cat", "dog", "owl")
 

@@ -273,7 +273,7 @@ def test_compiled_it_computes_the_same():
         ),
         (nn.Sequential(nn.Linear(2, 2)), {"stochastic_depth": 0.5}, r"^stochastic_depth: .*branches="),
         (nn.Sequential(nn.Linear(2, 2)), {"stochastic_depth": 0.5, "branches": ["9"]}, "no module '9'"),
-        (nn.Sequential(nn.Linear(2, 2)), {"dropout": 1.5}, "p is 1.5"),
+        (nn.Sequential(nn.Linear(2, 2)), {"dropout": 1.5}, "dropout is 1.5"),
         (nn.Sequential(nn.Linear(2, 2)), {"dropconnect": 1.0}, "from 0 to below 1"),
     ],
 )

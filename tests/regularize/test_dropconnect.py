@@ -86,7 +86,7 @@ def test_a_row_is_the_layer_with_that_rows_weights(name):
         out, keys = layer(x), layer.row_keys(x)
     sizes = [parameter.numel() for parameter in inner.parameters()]
     for i, row in enumerate(x):
-        kept = masks.kept(masks.mixed(keys[i : i + 1]), sum(sizes), 0.4)[0].double() / 0.6
+        kept = masks.kept(masks.splitmix64(keys[i : i + 1]), sum(sizes), 0.4)[0].double() / 0.6
         parameters = {
             n: value * mask.view_as(value)
             for (n, value), mask in zip(inner.named_parameters(), kept.split(sizes), strict=True)
@@ -152,7 +152,7 @@ def test_an_empty_batch_has_the_shape_of_evaluation_and_a_gradient(name):
 def test_gaussian_numbers_are_gaussian():
     from scipy import stats
 
-    numbers = masks.gaussian(masks.mixed(torch.arange(50)), 2000).flatten()
+    numbers = masks.gaussian(masks.splitmix64(torch.arange(50)), 2000).flatten()
     assert stats.kstest(numbers.numpy(), "norm").pvalue > 1e-4
     assert abs(float(np.corrcoef(numbers[::2], numbers[1::2])[0, 1])) < 0.02
     assert numbers.isfinite().all()

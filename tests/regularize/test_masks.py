@@ -9,17 +9,17 @@ from scipy import stats
 
 from trainwell import random
 from trainwell.regularize import masks
-from trainwell.regularize.noise import mixed
+from trainwell.regularize.noise import splitmix64
 
 
 def keys_of(n, seed=0):
-    return mixed(torch.arange(n) + seed * 1_000_003)
+    return splitmix64(torch.arange(n) + seed * 1_000_003)
 
 
 def test_mixing_is_that_of_the_streams():
     x = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
-    ours = mixed(torch.from_numpy(x.view(np.int64))).numpy().view(np.uint64)
-    assert ours.tolist() == random.mix(x).tolist()
+    ours = splitmix64(torch.from_numpy(x.view(np.int64))).numpy().view(np.uint64)
+    assert ours.tolist() == random.splitmix64(x).tolist()
 
 
 def test_every_byte_of_the_words_is_uniform():

@@ -1,7 +1,5 @@
 """Penalties: as a term of the loss, and in proximal form, against scikit-learn's coefficients."""
 
-import pickle
-
 import numpy as np
 import pytest
 import torch
@@ -220,17 +218,6 @@ def test_strengths_that_come_otherwise_than_by_the_constructor_are_checked_too()
     lion.param_groups[0]["l1"] = 0.1
     with pytest.raises(InputError, match="Lion cannot take it"):
         lion.step()
-
-
-def test_an_optimizer_pickled_by_an_earlier_version_goes_on():
-    weight = nn.Parameter(torch.ones(2, 2))
-    optimizer = optim.SGD([weight], lr=0.1)
-    for name in ("l1", "l2"):
-        del optimizer.param_groups[0][name]
-    again = pickle.loads(pickle.dumps(optimizer))
-    again.param_groups[0]["params"][0].grad = torch.ones(2, 2)
-    again.step()
-    assert (again.param_groups[0]["params"][0] == 0.9).all()
 
 
 def test_a_rule_with_a_formula_of_its_own_has_no_step_size_of_its_parents():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from trainwell import InputError
 from trainwell.regularize import FractionalMaxPool2d, keyed, pooling, sampling
-from trainwell.regularize.noise import mixed
+from trainwell.regularize.noise import splitmix64
 
 MODES = pytest.mark.parametrize("mode", ["random", "pseudorandom"])
 OVERLAPPING = pytest.mark.parametrize("overlapping", [True, False])
@@ -64,7 +64,7 @@ def test_pseudorandom_borders_are_the_papers_formula():
 
 
 def test_every_order_of_ones_and_twos_is_as_likely():
-    borders = pooling.random_borders(mixed(torch.arange(20_000)), 7, 5)  # two twos among five: ten orders
+    borders = pooling.random_borders(splitmix64(torch.arange(20_000)), 7, 5)  # two twos among five: ten orders
     counts = torch.unique(borders, dim=0, return_counts=True)[1]
     assert len(counts) == 10
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4

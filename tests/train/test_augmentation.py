@@ -12,7 +12,8 @@ from torch import nn
 import trainwell as tw
 from trainwell.errors import InputError
 from trainwell.train import augmentation
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.custom import Custom
+from trainwell.train.prepare import prepared
 
 RNG = np.random.default_rng(0)
 PHOTOS = RNG.integers(0, 256, (90, 12, 14, 3), dtype=np.uint8)

@@ -13,8 +13,9 @@ import trainwell as tw
 from some_digits import some_digits
 from trainwell.data.dataset import Part
 from trainwell.train.choice import Choice
+from trainwell.train.custom import Custom
 from trainwell.train.feature_map import ABOUT, FILE, write_feature_map
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 from trainwell.train.pretrained import read
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import keep_best

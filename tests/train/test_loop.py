@@ -191,8 +191,9 @@ def test_ctrl_c_saves_after_the_step_and_says_how_to_go_on(tmp_path):
 
 def test_a_trainer_works_without_a_folder():
     data = tw.load((X[:300], Y[:300]), val=50, test=50)
+    from trainwell.train.custom import Custom
     from trainwell.train.display import Display
-    from trainwell.train.prepare import Custom, prepared
+    from trainwell.train.prepare import prepared
 
     with prepared(data, tw.Recipe(epochs=2, batch_size=50), Custom(Linear()), Display(quiet=True)) as trainer:
         assert isinstance(trainer, Trainer)

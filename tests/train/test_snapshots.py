@@ -13,9 +13,9 @@ import trainwell as tw
 from commands import call
 from trainwell.ensemble import temperature, tempered
 from trainwell.errors import InputError
+from trainwell.metrics.calibration import log_loss
 from trainwell.train import Recipe, Trainer
 from trainwell.train.optimizers import make_schedule
-from trainwell.train.scores import log_loss
 from trainwell.train.snapshots import evaluation_of
 
 IMAGES = (load_digits().images * 15.9375).round().astype("uint8")[:600]

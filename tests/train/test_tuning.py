@@ -44,6 +44,20 @@ def test_each_way_trains_its_stages_throughout(way, trained):
         assert _trained(tuning) == trained
 
 
+def test_a_head_alone_leaves_all_else_of_its_stage_as_it_is_statistics_too():
+    model = nn.Sequential()
+    model.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8, affine=False))
+    model.classifier = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    tuning = make_tuning(model, Recipe(lr=0.1, weight_decay=0.01, transfer="linear"), 100)
+    assert tuning is not None
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = make_optimizer(model, tuning.recipe, tuning)
+    torch.nn.functional.cross_entropy(model.train()(torch.randn(16, 4)), torch.arange(16) % 3).backward()
+    optimizer.step()
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {"classifier.3.weight", "classifier.3.bias"}
+
+
 def test_gradual_thaws_stage_by_stage_from_the_head_and_goes_back_as_well():
     tuning = _tuning(transfer="gradual")
     trained = []

@@ -7,9 +7,9 @@ from trainwell._lazy import attributes
 if TYPE_CHECKING:
     from trainwell.augment.augment import Augment, Params
     from trainwell.augment.colour import Components, principal_components
-    from trainwell.augment.crops import View, average, flips, multi_scale, samples, shifts, ten_crop
     from trainwell.augment.presets import PRESETS, light, none, parse, standard, strong
     from trainwell.augment.sheet import pictures
+    from trainwell.augment.views import View, flips, multi_scale, parse_views, samples, shifts, ten_crop
 
 __all__ = [
     "PRESETS",
@@ -17,12 +17,12 @@ __all__ = [
     "Components",
     "Params",
     "View",
-    "average",
     "flips",
     "light",
     "multi_scale",
     "none",
     "parse",
+    "parse_views",
     "pictures",
     "principal_components",
     "samples",
@@ -37,7 +37,7 @@ __getattr__ = attributes(
     {
         **dict.fromkeys(("Augment", "Params"), "augment"),
         **dict.fromkeys(("Components", "principal_components"), "colour"),
-        **dict.fromkeys(("View", "average", "flips", "multi_scale", "samples", "shifts", "ten_crop"), "crops"),
+        **dict.fromkeys(("View", "flips", "multi_scale", "parse_views", "samples", "shifts", "ten_crop"), "views"),
         "pictures": "sheet",
         **dict.fromkeys(("PRESETS", "light", "none", "parse", "standard", "strong"), "presets"),
     },

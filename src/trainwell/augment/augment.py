@@ -232,7 +232,7 @@ class Augment:
         keys = np.asarray(keys).astype(np.uint64)
         draws = random.uniform(keys, sum(_UNIFORM.values()))
         # Whether each is applied is drawn behind the amounts, because more amounts may come.
-        applied = random.uniform(random.mix(keys), len(_UNIFORM)) < self.chance if self.chance < 1 else None
+        applied = random.uniform(random.splitmix64(keys), len(_UNIFORM)) < self.chance if self.chance < 1 else None
         drawn: dict[str, Floats] = {}  # of the amounts that are on; what is left out is off
 
         begin = 0

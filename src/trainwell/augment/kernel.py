@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 from trainwell import jit
-from trainwell.augment.warp import LUMA, MEAN_OF
+from trainwell.augment.warp import LUMA, MEAN_OF, PADDINGS
 
-REFLECTION, BORDER, ZEROS = 0, 1, 2
+REFLECTION, ZEROS = PADDINGS.index("reflection"), PADDINGS.index("zeros")
 
 
 def _blend(
@@ -50,6 +50,94 @@ def _blend(
 blend: Any = intrinsic(_blend)
 
 
+@register_jitable
+def _grey(image: Any, h: Any, w: Any, c: Any, row: Any, column: Any, channel: Any) -> Any:
+    """Returns the mean brightness of an image, of about `MEAN_OF` pixels of it at least."""
+    apart = max(1, h * w // MEAN_OF)
+    sums, reds, greens, blues = np.zeros(c * w, np.float32), 0.0, 0.0, 0.0
+    for y in range(0, h, apart):
+        if c == 3 and channel == 1 and column == 3:
+            pixel_row = image[y * row : y * row + 3 * w]
+            for x in range(3 * w):
+                sums[x] += np.float32(pixel_row[x])
+        else:
+            for x in range(w):
+                for k in range(c):
+                    sums[x * c + k] += np.float32(image[y * row + x * column + k * channel])
+    for x in range(w):
+        reds += sums[x * c]
+        if c == 3:
+            greens += sums[x * c + 1]
+            blues += sums[x * c + 2]
+    toward = reds if c == 1 else LUMA[0] * reds + LUMA[1] * greens + LUMA[2] * blues
+    return toward / (w * ((h + apart - 1) // apart))
+
+
+@register_jitable
+def _read_row(
+    raw: Any, image: Any, y: Any, begin: Any, until: Any,
+    h: Any, w: Any, c: Any, ny: Any, nx: Any, row: Any, column: Any, channel: Any,
+) -> None:  # fmt: skip
+    """Sets `raw` to a row of blocks `begin` to `until`: each the mean of `ny` × `nx` pixels, less of them at the end.
+
+    They lie as they are read: three numbers a block where the image's pixels lie so, else channel by channel.
+    """
+    none, one = np.float32(0), np.float32(1)
+    wide, until_y = -(-w // nx), min((y + 1) * ny, h)
+    if c == 3 and channel == 1 and column == 3:
+        wanted = 3 * (min(until * nx, w) - begin * nx)
+        if ny == 1 and nx == 1:
+            start = y * row + 3 * begin
+            as_they_lie, numbers = image[start : start + wanted], raw[3 * begin : 3 * begin + wanted]
+            for x in range(wanted):  # from 0: numba is slower at loops that start elsewhere
+                numbers[x] = np.float32(as_they_lie[x])
+            return
+        sums = np.zeros(wanted, np.float32)  # of the rows, which are quick to add up
+        for v in range(y * ny, until_y):
+            start = v * row + 3 * begin * nx
+            pixel_row = image[start : start + wanted]
+            for x in range(wanted):
+                sums[x] += np.float32(pixel_row[x])
+        for x in range(begin, until):
+            until_x = min((x + 1) * nx, w)
+            share = one / np.float32((until_y - y * ny) * (until_x - x * nx))
+            for k in range(3):
+                total = none
+                for u in range(x * nx, until_x):
+                    total += sums[3 * (u - begin * nx) + k]
+                raw[3 * x + k] = total * share
+    else:
+        for k in range(3):
+            of = min(k, c - 1) * channel
+            for x in range(begin, until):
+                until_x, total = min((x + 1) * nx, w), none
+                for v in range(y * ny, until_y):
+                    for u in range(x * nx, until_x):
+                        total += np.float32(image[v * row + u * column + of])
+                raw[k * wide + x] = total / np.float32((until_y - y * ny) * (until_x - x * nx))
+
+
+@register_jitable
+def _reflect(places: Any, edge: Any, highest: Any, turn: Any) -> None:
+    """Mirrors places at the outer edges of the outer pixels; those inside stay, to the bit."""
+    half = np.float32(0.5)
+    for x in range(len(places)):
+        u = (places[x] - edge) / turn
+        u = turn * abs(u - np.floor(u + half)) + edge
+        places[x] = u if (places[x] < edge) | (places[x] > highest + half) else places[x]
+
+
+@register_jitable
+def _erase(out: Any, to_out: Any, strides: Any, channels: Any, boxes: Any) -> None:
+    """Sets boxes of one image to 0, each from a row and a column up to another."""
+    for j in range(len(boxes)):
+        for k in range(channels):
+            for y in range(boxes[j, 0], boxes[j, 2]):
+                at = to_out + k * strides[1] + y * strides[2]
+                for x in range(boxes[j, 1], boxes[j, 3]):
+                    out[at + x * strides[3]] = np.float32(0)
+
+
 def _warp(
     pixels: Any,
     offsets: Any,
@@ -70,7 +158,7 @@ def _warp(
     width: int,
     channels: int,
 ) -> None:
-    one, half, none = np.float32(1), np.float32(0.5), np.float32(0)
+    one, none = np.float32(1), np.float32(0)
     packed = channels == 3 and strides[1] == 1 and strides[3] == 3
     line, mix = np.empty(4 * width, np.float32), np.zeros(16, np.float32)
     xs, ys, near = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
@@ -82,26 +170,7 @@ def _warp(
 
         # The colours' matrix, by columns, and what is added.
         together = c == 3 and channel == 1 and column == 3
-        toward = 0.0
-        if to_grey[i] != 0:
-            apart = max(1, h * w // MEAN_OF)
-            sums, reds, greens, blues = np.zeros(c * w, np.float32), 0.0, 0.0, 0.0
-            for y in range(0, h, apart):
-                if together:
-                    pixel_row = image[y * row : y * row + 3 * w]
-                    for x in range(3 * w):
-                        sums[x] += np.float32(pixel_row[x])
-                else:
-                    for x in range(w):
-                        for k in range(c):
-                            sums[x * c + k] += np.float32(image[y * row + x * column + k * channel])
-            for x in range(w):
-                reds += sums[x * c]
-                if c == 3:
-                    greens += sums[x * c + 1]
-                    blues += sums[x * c + 2]
-            toward = reds if c == 1 else LUMA[0] * reds + LUMA[1] * greens + LUMA[2] * blues
-            toward *= to_grey[i] / (w * ((h + apart - 1) // apart))
+        toward = to_grey[i] * _grey(image, h, w, c, row, column, channel) if to_grey[i] != 0 else 0.0
         for k in range(channels):
             for j in range(channels):
                 mix[4 * j + k] = colour[i, k, j]
@@ -128,46 +197,13 @@ def _warp(
             end, bottom = min(int(cx + reach_x) + 2, wide), min(int(cy + reach_y) + 2, tall)
         breadth = 4 * (end - left)
         scratch, raw = np.empty((bottom - top) * breadth, np.float32), np.empty(3 * wide, np.float32)
+        begin, until = max(left, 0), min(end, wide)
+        between, apart = (3, 1) if together else (1, wide)
         for y in range(top, bottom):
-            # Pixels as numbers: as they lie, where they lie as they are read; else the means of blocks, by channels.
-            between, apart = 1, wide
             if y < 0 or y >= tall:
                 raw[:] = none
-            elif together and ny == 1 and nx == 1:
-                between, apart = 3, 1
-                begin, wanted = 3 * max(left, 0), 3 * (min(end, wide) - max(left, 0))
-                as_they_lie, numbers = image[y * row + begin : y * row + begin + wanted], raw[begin : begin + wanted]
-                for x in range(wanted):  # from 0: numba is slower at loops that start elsewhere
-                    numbers[x] = np.float32(as_they_lie[x])
-            elif together:
-                between, apart = 3, 1
-                until_y = min((y + 1) * ny, h)
-                begin, until = max(left, 0), min(end, wide)
-                wanted = 3 * (min(until * nx, w) - begin * nx)
-                sums = np.zeros(wanted, np.float32)  # of the rows, which are quick to add up
-                for v in range(y * ny, until_y):
-                    start = v * row + 3 * begin * nx
-                    pixel_row = image[start : start + wanted]
-                    for x in range(wanted):
-                        sums[x] += np.float32(pixel_row[x])
-                for x in range(begin, until):
-                    until_x = min((x + 1) * nx, w)
-                    share = one / np.float32((until_y - y * ny) * (until_x - x * nx))
-                    for k in range(3):
-                        total = none
-                        for u in range(x * nx, until_x):
-                            total += sums[3 * (u - begin * nx) + k]
-                        raw[3 * x + k] = total * share
             else:
-                until_y = min((y + 1) * ny, h)
-                for k in range(3):
-                    of = min(k, c - 1) * channel
-                    for x in range(max(left, 0), min(end, wide)):
-                        until_x, total = min((x + 1) * nx, w), none
-                        for v in range(y * ny, until_y):
-                            for u in range(x * nx, until_x):
-                                total += np.float32(image[v * row + u * column + of])
-                        raw[k * wide + x] = total / np.float32((until_y - y * ny) * (until_x - x * nx))
+                _read_row(raw, image, y, begin, until, h, w, c, ny, nx, row, column, channel)
             at = (y - top) * breadth
             for x in range(left, end):
                 if 0 <= x < wide:
@@ -200,13 +236,9 @@ def _warp(
                 xs[x] = l00 * across_by + l01 * down_by + from_x
                 ys[x] = l10 * across_by + l11 * down_by + from_y
             if not inside:
-                if pad == REFLECTION:  # at the outer edges of the outer pixels; places inside stay, to the bit
-                    for x in range(width):
-                        u, v = (xs[x] - edge_x) / turn_x, (ys[x] - edge_y) / turn_y
-                        u = turn_x * abs(u - np.floor(u + half)) + edge_x
-                        v = turn_y * abs(v - np.floor(v + half)) + edge_y
-                        xs[x] = u if (xs[x] < edge_x) | (xs[x] > highest_x + half) else xs[x]
-                        ys[x] = v if (ys[x] < edge_y) | (ys[x] > highest_y + half) else ys[x]
+                if pad == REFLECTION:
+                    _reflect(xs, edge_x, highest_x, turn_x)
+                    _reflect(ys, edge_y, highest_y, turn_y)
                 for x in range(width):
                     xs[x] = min(max(xs[x], lowest_x), highest_x)
                     ys[x] = min(max(ys[x], lowest_y), highest_y)
@@ -235,12 +267,7 @@ def _warp(
                     for x in range(width):
                         out[to + x * strides[3]] = line[4 * x + k]
 
-        for j in range(boxes.shape[1]):
-            for k in range(channels):
-                for y in range(boxes[i, j, 0], boxes[i, j, 2]):
-                    at = to_out + k * strides[1] + y * strides[2]
-                    for x in range(boxes[i, j, 1], boxes[i, j, 3]):
-                        out[at + x * strides[3]] = np.float32(0)
+        _erase(out, to_out, strides, channels, boxes[i])
 
 
 warp = jit.compiled(_warp, fastmath={"contract"})

@@ -69,7 +69,7 @@ class Views:
         """Returns the views of `count` images in the types and layout that the kernel reads without looking.
 
         Raises:
-            ValueError: a map is not finite, or a shape does not fit.
+            InputError: a map is not finite, or a shape does not fit.
         """
         channels = self.shift.shape[1]
         shapes = {
@@ -83,7 +83,7 @@ class Views:
             for name, shape in shapes.items()
         }
         if not (np.isfinite(values["maps"]).all() and np.isfinite(values["lens"]).all()):
-            raise ValueError("maps must be finite")
+            raise InputError("maps must be finite")
         return CheckedViews(**values)
 
 
@@ -118,15 +118,15 @@ def warp(
 
     Raises:
         InputError: an image has more channels than the batch.
-        ValueError: a map is not finite, a shape does not fit, or a box leaves the batch's images.
+        InputError: a map is not finite, a shape does not fit, or a box leaves the batch's images.
     """
     if padding_mode not in PADDINGS:
-        raise ValueError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {padding_mode!r}")
+        raise InputError(f"padding_mode must be one of {', '.join(PADDINGS)}; it is {padding_mode!r}")
     batch = len(source) if rows is None else len(rows)
     if not (isinstance(views, CheckedViews) and len(views.maps) == batch):
         views = views.checked(batch)
     if views.boxes.size and (views.boxes.min() < 0 or (views.boxes[..., 2:] > size).any()):
-        raise ValueError(f"boxes must lie within {size}")  # the compiled pass writes them unchecked
+        raise InputError(f"boxes must lie within {size}")  # the compiled pass writes them unchecked
     given = source if isinstance(source, Images) else _Batch(source)
     rows = np.arange(batch) if rows is None else rows
     channels, most = views.shift.shape[1], int(given.shapes[rows, 2].max(initial=0))
@@ -149,7 +149,7 @@ class _Batch:
 
     def __init__(self, batch: Tensor) -> None:
         if batch.ndim != 4 or batch.dtype not in (torch.uint8, torch.float32):
-            raise ValueError(f"a batch is uint8 or float32, (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}")
+            raise InputError(f"a batch is uint8 or float32, (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}")
         self.batch = batch.detach()
         count, channels, height, width = batch.shape
         self.shapes = np.tile(np.array([height, width, channels], np.int32), (count, 1))

@@ -13,6 +13,7 @@ from trainwell.augment.augment import Augment, Params
 from trainwell.augment.warp import Views, warp
 from trainwell.data import order
 from trainwell.data.dataset import Part
+from trainwell.errors import InputError
 from trainwell.images import Images
 
 _PIECE = 4_096  # samples looked at in one go
@@ -104,9 +105,9 @@ class Batches:
         device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+            raise InputError(f"batch_size must be at least 1, not {batch_size}")
         if balanced and (part.targets.ndim != 1 or part.targets.dtype.kind != "i"):
-            raise ValueError("only samples of one class each can be balanced")
+            raise InputError("only samples of one class each can be balanced")
         self.part, self.shuffle, self.seed = part, shuffle or balanced, seed
         self._labels = part.targets[part.indices] if balanced else None
         self._shuffled: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None  # seed and epoch, and their order
@@ -127,7 +128,19 @@ class Batches:
             self._unchanged = part.inputs.size is not None and self.augment == self.augment.off()
             self.size = size or part.inputs.size
             if self.size is None:
-                raise ValueError("the images differ in size; say size=(height, width) of the batch")
+                raise InputError("the images differ in size; say size=(height, width) of the batch")
+
+    def plain(self, part: Part, batch_size: int | None = None) -> "Batches":
+        """Returns batches of a part, in its order, prepared as these are but for augmentation.
+
+        Args:
+            part: the samples.
+            batch_size: by default that of these batches.
+        """
+        return Batches(
+            part, batch_size or self.batch_size, size=self.size, mean=self.mean, std=self.std,
+            channels_last=self.channels_last, device=self.device,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -174,7 +187,7 @@ class Batches:
         if self._balanced is None:
             return keys
         before = self._balanced[2][number * self.batch_size : (number + 1) * self.batch_size]
-        return np.where(before > 0, random.mix(keys ^ before.astype(np.uint64)), keys)
+        return np.where(before > 0, random.splitmix64(keys ^ before.astype(np.uint64)), keys)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields the batches of an epoch, from number `start` on."""

@@ -130,7 +130,7 @@ def _is_store(path: Path) -> bool:
 def _entry(home: Path, ours: list[Path]) -> Entry:
     store = home / "store"
     images, source = None, None
-    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # stores of earlier versions hold no about
+    with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # a damaged store is listed too
         about = json.loads((store / "about.json").read_text("utf-8"))
         images, source = int(about["images"]), str(about["source"])
     times = [path.stat().st_mtime for path in (*ours, store / "about.json") if path.exists()]

@@ -84,7 +84,7 @@ def parts(root: Path) -> dict[str, str]:
             raise InputError(f"{root} holds {' and '.join(sorted(found.values()))} but no train: {LAYOUT}")
         return {}
     inside = root / found["train"]
-    if any(_is_image_name(name) and not (inside / name).is_dir() for name in _names(inside)):
+    if any(is_image_name(name) and not (inside / name).is_dir() for name in _names(inside)):
         if not others:
             raise InputError(f"{inside} holds images beside or without class folders: {LAYOUT}")
         return {}
@@ -155,7 +155,7 @@ def scan(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
                 (links if entry.is_symlink() else ahead).append(found)
             elif not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
                 skipped.append(Skipped(name, "not a regular file"))
-            elif not _is_image_name(entry.name):
+            elif not is_image_name(entry.name):
                 skipped.append(Skipped(name, _no_image(entry.name)))
             elif not label:
                 skipped.append(Skipped(name, "not in a class folder"))
@@ -185,14 +185,15 @@ def _is_clutter(name: str) -> bool:
     return name.startswith(".") or name.lower() in _CLUTTER
 
 
-def _is_image_name(name: str) -> bool:
+def is_image_name(name: str) -> bool:
+    """Says whether a file is taken for an image: by its extension, and as it is not hidden."""
     return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def _is_hidden_image(entry: os.DirEntry[str]) -> bool:
     if entry.name.startswith("._"):  # what macOS keeps beside a file on other systems' disks
         return False
-    return _is_image_name(entry.name.lstrip(".")) and not entry.is_dir(follow_symlinks=False)
+    return is_image_name(entry.name.lstrip(".")) and not entry.is_dir(follow_symlinks=False)
 
 
 def _no_stat(error: OSError) -> str:

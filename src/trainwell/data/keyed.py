@@ -84,7 +84,7 @@ class Keyed(Dataset[Any]):
         rows = [operator.index(index) for index in indices]
         places = [row if row >= 0 else row + len(self) for row in rows]
         bases = [_base(self.seed, getattr(index, "epoch", self._epoch)) for index in indices]
-        keys = random.mix(np.array(places, np.uint64) ^ np.array(bases, np.uint64))  # random.key of all at once
+        keys = random.splitmix64(np.array(places, np.uint64) ^ np.array(bases, np.uint64))  # random.key of all at once
         samples = []
         with contextlib.nullcontext() if get_worker_info() else _put_back():
             for index, key in zip(indices, keys.tolist(), strict=True):

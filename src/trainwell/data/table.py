@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from trainwell.data import folder
 from trainwell.data.dataset import Notice, Skipped
-from trainwell.data.folder import EXTENSIONS, PARTS, File
+from trainwell.data.folder import EXTENSIONS, PARTS, File, is_image_name
 from trainwell.errors import InputError, nearest
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
@@ -182,7 +182,7 @@ def _file_column(path: Path, rows: list[_Row], columns: list[str], given: str | 
     for name in _FILE_COLUMNS:
         if name in lower:
             return lower[name]
-    looking = [name for name in columns if all(_is_image_name(_text(cells.get(name))) for _, cells in rows)]
+    looking = [name for name in columns if all(is_image_name(_text(cells.get(name))) for _, cells in rows)]
     if len(looking) != 1:
         raise InputError(
             f"which column of {path} names the files? It has {', '.join(columns)}: say it with file_column= "
@@ -281,7 +281,7 @@ def _unlisted(root: Path, listed: set[str]) -> list[Notice]:
             names = sorted(entry.name for entry in (root / parent).iterdir())
         except OSError:
             continue
-        paths = (name if parent == "." else f"{parent}/{name}" for name in names if _is_image_name(name))
+        paths = (name if parent == "." else f"{parent}/{name}" for name in names if is_image_name(name))
         beside += [path for path in paths if path not in listed]
     if not beside:
         return []
@@ -398,10 +398,6 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _is_image_name(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(EXTENSIONS)
 
 
 def _number(path: Path, cell: Any) -> float:

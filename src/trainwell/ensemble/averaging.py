@@ -164,7 +164,7 @@ class EMA(_Running):
 
     which is right from the first step on, where an average that begins at $x_1$ still is 60 % $x_1$ after 500 steps of
     $d = 0.999$. Polyak and Juditsky, *Acceleration of stochastic approximation by averaging* (1992); the correction is
-    Adam's (Kingma and Ba 2015, section 3), in the running form $\bar x_t = \bar x_{t-1} + (1-d)/(1-d^t)
+    Adam's (Kingma and Ba 2015, section 7.2), in the running form $\bar x_t = \bar x_{t-1} + (1-d)/(1-d^t)
     (x_t - \bar x_{t-1})$.
 
     Args:

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from trainwell.errors import InputError
+from trainwell.metrics.calibration import LEAST, SUM_WITHIN
 
-LEAST = torch.finfo(torch.float64).eps  # what a smaller probability counts as
 RANGE = (0.05, 20.0)  # of temperatures
-_SUM_WITHIN = 1e-3  # of 1; half precision adds up no better
 _ROUNDING = 1e-12  # of a log loss; a smaller gain is none
 
 
@@ -181,6 +180,6 @@ def _check_members(outputs: Tensor) -> None:
 def _log(probabilities: Tensor) -> Tensor:
     """Returns logarithms, of 2.2e-16 at least (as scikit-learn's `log_loss`), of what it checks to be probabilities."""
     p = probabilities.double()
-    if not ((p >= 0).all() and ((p.sum(-1) - 1).abs() <= _SUM_WITHIN).all()):  # NaN is neither
+    if not ((p >= 0).all() and ((p.sum(-1) - 1).abs() <= SUM_WITHIN).all()):  # NaN is neither
         raise InputError("probabilities are at least 0 and each row's sum is 1; pass logits through softmax first")
     return p.clamp_min(LEAST).log()

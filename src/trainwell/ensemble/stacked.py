@@ -18,9 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
-from trainwell.optim.unchanged import unchanged
 from trainwell.regularize import Dropout, Noise, StochasticDepth, evaluating, keyed
 from trainwell.regularize.dropout import dropped
+from trainwell.unchanged import unchanged
 
 Modules: TypeAlias = tuple[nn.Module, ...]
 

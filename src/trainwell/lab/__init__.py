@@ -1,4 +1,4 @@
-"""The lab: what measures, diagnoses and shows runs."""
+"""The lab: what measures and shows runs."""
 
 from typing import TYPE_CHECKING
 

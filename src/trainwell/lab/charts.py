@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainwell.train.metrics import wilson_interval
+from trainwell.metrics.correctness import wilson_interval
 from trainwell.train.recipe import AVERAGES
 
 _MOST_CLASSES = 100  # of more, those with the most mistakes are shown

@@ -17,13 +17,13 @@ from trainwell.lab import charts
 from trainwell.lab.charts import percent
 from trainwell.lab.page import write_page
 from trainwell.lab.reading import Table, check, finite, load, run_facts
-from trainwell.train.ensemble_result import FILE, answers_of, combined, name_of, read, sentence
+from trainwell.metrics.calibration import BINS, SUM_WITHIN
+from trainwell.train.ensemble_file import FILE, name_of, read, sentence
+from trainwell.train.ensemble_result import answers_of, combined
 from trainwell.train.recipe import Recipe
-from trainwell.train.scores import BINS
 
 FIGURES = {"accuracy": "accuracy", "log_loss": "log loss", "brier_score": "Brier score",
            "calibration_error": "calibration error"}  # fmt: skip
-_SUM_WITHIN = 1e-3  # of 1
 
 
 def write_report(folder: Path | str) -> Path:
@@ -181,7 +181,7 @@ def _answers(folder: Path, ensemble: _Ensemble) -> tuple[dict[str, npt.NDArray[A
         weights = folder / about["members"][at]["run"] / about["members"][at]["weights"]
         found = answers_of(weights, "classification")
         p, truth = found.test, found.test_targets.numpy()
-        sound = p.shape == shape and bool((p >= 0).all()) and bool(((p.sum(1) - 1).abs() <= _SUM_WITHIN).all())
+        sound = p.shape == shape and bool((p >= 0).all()) and bool(((p.sum(1) - 1).abs() <= SUM_WITHIN).all())
         sound = sound and truth.shape == shape[:1] and truth.dtype.kind in "iu"
         if not sound or truth.min() < 0 or truth.max() >= shape[1]:
             raise InputError(f"{weights}: what is written down of its answers does not fit {FILE}; restore the files.")

@@ -25,8 +25,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainwell import progress, random
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
-from trainwell.optim.unchanged import generators_of, unchanged
 from trainwell.regularize import evaluating
+from trainwell.unchanged import generators_of, unchanged
 
 Vector: TypeAlias = npt.NDArray[np.float64]
 Product: TypeAlias = Callable[[Vector], Vector]

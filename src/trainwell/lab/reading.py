@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
-from trainwell.errors import InputError
+from trainwell.errors import InputError, in_one_line
 
 T = TypeVar("T")
 Table = dict[str, Any]
@@ -30,8 +30,7 @@ def load(path: Path, read: Callable[[Path], T]) -> T | None:
         RecursionError,
         SafetensorError,
     ) as error:
-        reason = " ".join(f"{error}".split())[:200]
-        raise InputError(f"{path}: damaged ({reason}); restore the file, or train again.") from error
+        raise InputError(f"{path}: damaged ({in_one_line(error)}); restore the file, or train again.") from error
 
 
 def check(table: Mapping[str, Any], **kinds: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from trainwell.errors import InputError, nearest
+from trainwell.errors import InputError, in_one_line, nearest
 from trainwell.models import resnet
 from trainwell.models.mlp import MLP
 from trainwell.regularize import apply
@@ -141,7 +141,7 @@ def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> tuple[nn
     try:
         function = operator.attrgetter(attribute)(importlib.import_module(module_name))
     except Exception as error:
-        raise InputError(f"the model {name!r} cannot be imported: {_reason(error)}") from error
+        raise InputError(f"the model {name!r} cannot be imported: {in_one_line(error)}") from error
     if isinstance(function, nn.Module) or not callable(function):
         raise InputError(f"the model {name!r} is no function but of type {type(function).__name__}: pass it as model=")
     try:
@@ -162,14 +162,10 @@ def _call(name: str, known: dict[str, int], rates: dict[str, float]) -> tuple[nn
     try:
         made = function(**arguments)
     except Exception as error:
-        raise InputError(f"the model {name!r} failed: {_reason(error)}") from error
+        raise InputError(f"the model {name!r} failed: {in_one_line(error)}") from error
     if not isinstance(made, nn.Module):
         raise InputError(f"the model {name!r} must return a torch.nn.Module, not a {type(made).__name__}")
     return made, set(noise)
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager

@@ -111,7 +111,7 @@ class Batch:
 
         l1, l2 = (_own(group[name], member) for name in ("l1", "l2"))
         if l1 or l2:
-            optimizer._check_penalties(group)  # they may have been written in by hand, or loaded
+            optimizer.check_penalties(group)  # they may have been written in by hand, or loaded
 
         def rule(p: Any, g: Any, *state: Any, **numbers: Any) -> Any:
             if group["maximize"]:

@@ -6,8 +6,9 @@ from typing import Any
 from torch import nn
 
 from trainwell.errors import InputError, nearest
-from trainwell.optim.schedules import Scaled, Value, _number
-from trainwell.weights import bare, is_weight, parameters_of_norms, trained
+from trainwell.optim.checks import as_number
+from trainwell.optim.schedules import Scaled, Value
+from trainwell.weights import bare, is_weight, is_within, parameters_of_norms, trained
 
 
 def no_decay_groups(
@@ -96,9 +97,9 @@ def layer_decay_groups(
     0.1 0.01 ['2.weight']
     0.1 0.0 ['2.bias']
     """
-    if not 0 < _number(decay, "decay") <= 1:
+    if not 0 < as_number(decay, "decay") <= 1:
         raise InputError(f"decay is {decay}: it must be above 0 and at most 1")
-    top = lr if callable(lr) else _number(lr, "lr")
+    top = lr if callable(lr) else as_number(lr, "lr")
     model = bare(model)
     parted = no_decay_groups(model, weight_decay)
     if stages is None:
@@ -145,7 +146,7 @@ def _depths(model: nn.Module, stages: list[list[str]], strict: bool) -> dict[str
     names = [name for name, _ in model.named_parameters()]
     for depth, prefixes in enumerate(stages):
         for prefix in prefixes:
-            fitting = [name for name in names if name not in depths and f"{name}.".startswith(f"{prefix}.")]
+            fitting = [name for name in names if name not in depths and is_within(name, prefix)]
             if strict and not fitting:
                 told = nearest(prefix, [name for name, _ in model.named_modules()])
                 raise InputError(f"stages: no parameter is left for {prefix!r}{told}; write a module before its parent")

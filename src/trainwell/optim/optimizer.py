@@ -195,7 +195,7 @@ class Optimizer(_Fields):
             if name in param_group:
                 self._take(param_group, name)
         self.check(param_group)
-        self._check_penalties(param_group)
+        self.check_penalties(param_group)
         super().add_param_group(param_group)
         for name in self.initial:  # torch has it from the start too
             start = param_group[self.initial[name]]
@@ -245,7 +245,8 @@ class Optimizer(_Fields):
     def check(group: Group) -> None:
         """Refuses hyper-parameters that do not go together; a rule may have its own."""
 
-    def _check_penalties(self, group: Group) -> None:
+    def check_penalties(self, group: Group) -> None:
+        """Refuses penalties of a rule that cannot take them."""
         for name in ("l1", "l2"):
             if self.step_size is None and (group[name] or name in group["schedules"]):
                 raise InputError(
@@ -415,9 +416,6 @@ class Optimizer(_Fields):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        for group in self.param_groups:
-            for name in ("l1", "l2"):  # which an optimizer of an earlier version has not
-                group.setdefault(name, 0.0)
         self._plans, self._seen, self._held = {}, [], {}
 
 

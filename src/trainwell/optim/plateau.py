@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsFloat
 
 from trainwell.errors import InputError
-from trainwell.optim.schedules import Value, _count, _number, _one_of, as_schedule
+from trainwell.optim.checks import as_count, as_number, one_of
+from trainwell.optim.schedules import Value, as_schedule
 
 _STATE = ("scale", "best", "bad", "cooling")  # the names of what changes
 
@@ -64,15 +65,15 @@ class Plateau:
     def __post_init__(self) -> None:
         self.schedule = as_schedule(self.schedule)
         for name in ("factor", "threshold", "min_lr"):
-            setattr(self, name, _number(getattr(self, name), f"Plateau.{name}"))
+            setattr(self, name, as_number(getattr(self, name), f"Plateau.{name}"))
         for name in ("patience", "cooldown"):
-            setattr(self, name, _count(getattr(self, name), f"Plateau.{name}", least=0))
+            setattr(self, name, as_count(getattr(self, name), f"Plateau.{name}", least=0))
         if not 0 <= self.factor < 1:
             raise InputError(f"Plateau.factor is {self.factor}: it must be at least 0 and below 1")
         if self.threshold < 0:
             raise InputError(f"Plateau.threshold is {self.threshold}: it must be 0 or more")
-        _one_of(("rel", "abs"), self.threshold_mode, "Plateau.threshold_mode")
-        _one_of(("min", "max"), self.mode, "Plateau.mode")
+        one_of(("rel", "abs"), self.threshold_mode, "Plateau.threshold_mode")
+        one_of(("min", "max"), self.mode, "Plateau.mode")
 
     def __call__(self, step: int) -> float:
         """Returns the value at the step, after the reductions so far."""

@@ -19,7 +19,7 @@ from torch import nn
 
 from trainwell import files, progress
 from trainwell.errors import InputError
-from trainwell.optim.unchanged import generators_of, unchanged
+from trainwell.unchanged import generators_of, unchanged
 
 _FEWEST_STEPS = 20
 _SMOOTHING = 0.9

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwell.errors import InputError
-from trainwell.optim.unchanged import is_expanded
+from trainwell.unchanged import is_expanded
 
 
 class SAM:

@@ -18,12 +18,12 @@ with its fields and `__call__`; the fields are checked by their types: `float` i
 import ast
 import inspect
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias, get_args
 
 from trainwell.errors import InputError, nearest
+from trainwell.optim.checks import as_count, as_number, one_of
 
 Value: TypeAlias = float | Callable[[int], float]
 """A hyper-parameter is a number, a schedule, or any function of the step."""
@@ -39,8 +39,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for field in fields(self):
             value, name = getattr(self, field.name), f"{type(self).__name__}.{field.name}"
-            check = {float: _number, int: _count, Value: _nested, Factors: _factors}.get(field.type)
-            checked = check(value, name) if check else _one_of(get_args(field.type), value, name)
+            check = {float: as_number, int: as_count, Value: _nested, Factors: _factors}.get(field.type)
+            checked = check(value, name) if check else one_of(get_args(field.type), value, name)
             object.__setattr__(self, field.name, checked)
 
     def __call__(self, step: int) -> float:
@@ -552,24 +552,7 @@ def _line(start: float, end: float, share: float) -> float:
 
 
 def _nested(value: Any, name: str) -> Callable[[int], float]:
-    return as_schedule(value if callable(value) else _number(value, name))
-
-
-def _number(value: Any, name: str) -> float:
-    try:
-        # NumPy's and torch's numbers are welcome; a text or a truth value is a slip, though Python would convert it.
-        number = math.nan if isinstance(value, str | bool) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{name} is {value!r}: it must be a finite number")
-    return number
-
-
-def _count(value: Any, name: str, least: int = 1) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise InputError(f"{name} is {value!r}: it must be a whole number, at least {least}")
-    return operator.index(value)
+    return as_schedule(value if callable(value) else as_number(value, name))
 
 
 def _factors(value: Any, name: str) -> tuple[tuple[int, float], ...]:
@@ -577,13 +560,7 @@ def _factors(value: Any, name: str) -> tuple[tuple[int, float], ...]:
         pairs = [(at, factor) for at, factor in (value.items() if isinstance(value, Mapping) else value)]
     except (TypeError, ValueError):
         raise InputError(f"{name} is {value!r}: it must be a dict of factors by their steps, or pairs") from None
-    checked = {_count(at, f"a step of {name}"): _number(factor, f"a factor of {name}") for at, factor in pairs}
+    checked = {as_count(at, f"a step of {name}"): as_number(factor, f"a factor of {name}") for at, factor in pairs}
     if len(checked) < len(pairs):
         raise InputError(f"{name} is {value!r}: each step may be there once")
     return tuple(sorted(checked.items()))
-
-
-def _one_of(choices: tuple[str, ...], value: Any, name: str) -> str:
-    if value not in choices:
-        raise InputError(f"{name} is {value!r}: it must be {' or '.join(map(repr, choices))}")
-    return str(value)

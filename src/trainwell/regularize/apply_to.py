@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from trainwell.errors import InputError
+from trainwell.errors import InputError, in_one_line
 from trainwell.regularize.depth import StochasticDepth, depth_rates
 from trainwell.regularize.dropconnect import DropConnect
 from trainwell.regularize.dropout import Dropout, check_fraction
@@ -84,14 +84,11 @@ def apply(
     >>> model.state_dict().keys() == nn.Sequential(*model).state_dict().keys()
     True
     """
-    for fraction, below_1 in (
-        (dropout, False),
-        (feature_dropout, False),
-        (dropconnect, True),
-        (stochastic_depth, False),
-    ):
+    fractions = {"dropout": dropout, "feature_dropout": feature_dropout, "dropconnect": dropconnect,
+                 "stochastic_depth": stochastic_depth}  # fmt: skip
+    for name, fraction in fractions.items():
         if fraction is not None:
-            check_fraction(fraction, below_1=below_1)
+            check_fraction(fraction, name=name, below_1=name == "dropconnect")
     plans: list[Iterator[Change]] = []
     if dropconnect is not None:  # before what is then called by its wrapper
         plans.append(_dropconnect(model, dropconnect))
@@ -219,7 +216,7 @@ def _branches(model: nn.Module, named: Sequence[str] | None) -> list[str]:
         defaults = {x.name: x.default for x in given if x.default is not x.empty}
         graph = _Tracer().trace(probe, concrete_args=defaults)
     except Exception as error:
-        why = " ".join(str(error).split())[:150]
+        why = in_one_line(error, 150)
         raise InputError(f"stochastic_depth: torch.fx cannot trace the model ({why}): name the modules that end its "
                          "residual branches, branches=[…]") from error  # fmt: skip
     calls = [node.target for node in graph.nodes if node.op == "call_module"]

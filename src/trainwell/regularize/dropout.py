@@ -76,10 +76,10 @@ class Dropout(Noise):
         return 1 / (1 - self.p) if self.scaling == "inverted" else 1.0
 
 
-def check_fraction(p: float, *, below_1: bool = False) -> None:
+def check_fraction(p: float, *, name: str = "p", below_1: bool = False) -> None:
     """Refuses what is no fraction."""
     if not 0 <= p <= 1 or (below_1 and p == 1):
-        raise InputError(f"p is {p}: it is the fraction that is dropped, from 0 to {'below ' if below_1 else ''}1")
+        raise InputError(f"{name} is {p}: it is the fraction that is dropped, from 0 to {'below ' if below_1 else ''}1")
 
 
 def dropped(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False) -> Tensor:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainwell.regularize.noise import mixed
+from trainwell.regularize.noise import splitmix64
 from trainwell.threads import share
 
 _LOW = 0xFFFF_FFFF
@@ -79,7 +79,7 @@ def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False,
         if compiled:
             return _run(compiled[1], x, (mask.view(-1).numpy(),), scale, inner)
         return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), x * scale, 0)
-    groups = mixed(keys[:, None] ^ torch.arange(channels, device=keys.device)).reshape(-1)
+    groups = splitmix64(keys[:, None] ^ torch.arange(channels, device=keys.device)).reshape(-1)
     if compiled:
         lows, highs = np.ascontiguousarray(groups.numpy().view(np.uint32).reshape(-1, 2).T)  # the lower half is first
         return _run(compiled[0], x, (lows, highs, np.uint32(threshold(p))), scale, inner)

@@ -51,12 +51,12 @@ class Noise(nn.Module):
             InputError: `keyed` was told rows, and `x` has neither as many nor a multiple.
         """
         base, rows = self._place or (_drawn(), None)
-        return mixed(_row_numbers(rows, len(x), x.device) ^ base.to(x.device))
+        return splitmix64(_row_numbers(rows, len(x), x.device) ^ base.to(x.device))
 
     def batch_key(self, x: Tensor) -> Tensor:
         """Returns 64 random bits for the whole batch of which `x` is a part, as an int64 tensor of shape `(1,)`."""
         base, _ = self._place or (_drawn(), None)
-        return mixed(base.to(x.device).reshape(1))
+        return splitmix64(base.to(x.device).reshape(1))
 
 
 def _drawn() -> Tensor:
@@ -77,10 +77,10 @@ def _row_numbers(rows: Rows, count: int, device: torch.device) -> Tensor:
     return (numbers[:, None] * each + torch.arange(each, device=device)).reshape(-1)
 
 
-def mixed(x: Tensor) -> Tensor:
-    """Scrambles 64-bit words, one to one, as `trainwell.random.mix` does, on any device.
+def splitmix64(x: Tensor) -> Tensor:
+    """Scrambles 64-bit words, one to one, as `trainwell.random.splitmix64` does, on any device.
 
-    >>> mixed(torch.tensor([0])).item() % 2**64 == 0xE220A8397B1DCDAF
+    >>> splitmix64(torch.tensor([0])).item() % 2**64 == 0xE220A8397B1DCDAF
     True
     """
     x = x + _signed(0x9E3779B97F4A7C15)

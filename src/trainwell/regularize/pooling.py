@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainwell.errors import InputError
 from trainwell.regularize import masks
-from trainwell.regularize.noise import Noise, mixed
+from trainwell.regularize.noise import Noise, splitmix64
 
 
 class FractionalMaxPool2d(Noise):
@@ -88,7 +88,7 @@ class FractionalMaxPool2d(Noise):
         if not 0 < out <= way <= 2 * out:
             least, most = -(-way // 2), way
             raise InputError(f"a side of {size} pixels cannot become {out}: it can become {least} to {most}")
-        mine = None if keys is None else mixed(keys ^ side)
+        mine = None if keys is None else splitmix64(keys ^ side)
         if self.mode == "random" and mine is not None:
             return random_borders(mine, way, out)
         u = torch.full((1,), 2**31, device=x.device) if mine is None else masks.words(mine, 1)[:, 0]

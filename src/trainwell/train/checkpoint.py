@@ -21,6 +21,7 @@ from trainwell import random
 from trainwell.ensemble.averaging import holds_average
 from trainwell.errors import InputError, in_one_line
 from trainwell.train.checkpoint_folder import CheckpointFolder
+from trainwell.weights import bare
 
 _T = TypeVar("_T")
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType)
@@ -252,12 +253,8 @@ def _bare(name: str, part: Any) -> Any:
         raise InputError(
             f"the part {name!r} is in pieces on several ranks (FSDP); save it with torch's own checkpoints"
         )
-    while isinstance(part, nn.Module):
-        wrapped = isinstance(part, nn.parallel.DistributedDataParallel | nn.DataParallel)
-        inner = part.module if wrapped else getattr(part, "_orig_mod", None)
-        if not isinstance(inner, nn.Module):
-            break
-        part = inner
+    if isinstance(part, nn.Module):
+        part = bare(part)
     for method in ("state_dict", "load_state_dict"):
         if not callable(getattr(part, method, None)):
             raise InputError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from trainwell import random
 from trainwell.data.batches import Batches
-from trainwell.data.dataset import Data, Part
+from trainwell.data.dataset import Data
 from trainwell.errors import DivergedError, InputError, nearest
 from trainwell.train.choice import ASKED, Choice
 from trainwell.train.evaluate import outputs_of
@@ -189,10 +189,7 @@ def _features(data: Data, seen: Seen) -> _Features:
     parts = [data.train, data.val, *([data.test] if data.options.get("folds", 1) > 1 else [])]
     rows = np.sort(np.concatenate([part.indices for part in parts]))
     like = seen.batches
-    plain = Batches(
-        Part(like.part.inputs, like.part.targets, rows), min(64, like.batch_size), size=like.size, mean=like.mean,
-        std=like.std, channels_last=like.channels_last, device=like.device,
-    )  # fmt: skip
+    plain = like.plain(dataclasses.replace(like.part, indices=rows), min(64, like.batch_size))
     settings = repr((type(seen.model).__qualname__, data.inputs_digest, like.size, like.mean.tolist(),
                      like.std.tolist(), dataclasses.astuple(seen.hardware)))  # fmt: skip
 

@@ -17,10 +17,12 @@ from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials
 from trainwell.train import pretrained
 from trainwell.train.choice import Choice
+from trainwell.train.custom import Custom
 from trainwell.train.display import Display, duration
+from trainwell.train.figures import short
 from trainwell.train.folder import start_run
 from trainwell.train.loop import Trainer
-from trainwell.train.prepare import Custom, prepared
+from trainwell.train.prepare import prepared
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import Tested, finish
 
@@ -57,7 +59,7 @@ def train_folds(
             _train_fold(own, part, trainer, given, prepare)
             done += 1
             left = (time.monotonic() - began) / done * (count - fold + 1)
-            figure = _figure(own)
+            figure = short(_result(own))
             display.say(f"fold {fold} of {count}: {figure}; about {duration(left)} left for all")
         for name in ("checkpoints", pretrained.FILE):  # they are large, and a fold that is done needs them no more
             remove(own / name)
@@ -105,16 +107,14 @@ def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: 
         finish(own, trainer, part)
 
 
-def _figure(own: Path) -> str:
-    result = _result(own)
-    if "test_accuracy" in result:
-        return f"{result['test_accuracy']:.1%} right on {result['test_samples']:,}"
-    return f"test loss {result['test_loss']:.4g} on {result['test_samples']:,}"
-
-
 def _result(own: Path) -> dict[str, Any]:
     content: dict[str, Any] = json.loads((own / "result.json").read_text(encoding="utf-8"))
     return content
+
+
+def cross_validates(data: Data) -> bool:
+    """Says whether the result comes from folds, which are other runs, and not from a test part."""
+    return data.options["folds"] > 1 and data.options["fold"] is None
 
 
 def pooled(folder: Path, data: Data) -> Tested:

@@ -1,12 +1,12 @@
 """The checks before a long run: is the first loss what chance gives, and can one batch be learnt by heart?"""
 
-import copy
 import dataclasses
 import math
 
 from trainwell import random
 from trainwell.errors import DivergedError
 from trainwell.train.loop import Trainer
+from trainwell.train.speed import copied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,8 @@ def learn_one_batch(trainer: Trainer, classes: int, most_steps: int = 300) -> Dr
     A first loss far from ln(classes) tells of a bad initialisation or scale; a batch that cannot be learnt tells of
     targets that do not belong to their inputs, a rate far off, or a model that cannot fit.
     """
-    recipe = dataclasses.replace(
-        trainer.recipe, schedule="constant", warmup=0.0, minutes=None, epochs=None, steps=10**9
-    )
-    probe = Trainer(
-        copy.deepcopy(trainer.model), trainer.train, trainer.val, recipe, trainer.hardware,
-        (trainer.reported, trainer.reported), metrics=trainer.metrics, classification=trainer.classification,
-        from_head=trainer.called is not trainer.model,
-    )  # fmt: skip
+    probe = copied(trainer, schedule="constant", warmup=0.0)
+    probe.objective = probe.reported
     losses: list[float] = []
     with random.preserved():
         while len(losses) < most_steps and not (losses and losses[-1] <= 0.1 * losses[0]):

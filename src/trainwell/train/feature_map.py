@@ -1,6 +1,7 @@
 """Where features put the images, before a pretrained model was trained further and after: a map of each to look at."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from trainwell import random
 from trainwell.data.batches import Batches
-from trainwell.data.dataset import Data, Part
+from trainwell.data.dataset import Data
 from trainwell.files import write_json, write_tensors
 from trainwell.images import Images
 from trainwell.train.evaluate import outputs_of
@@ -64,11 +65,7 @@ def write_feature_map(folder: Path, trainer: Trainer, data: Data) -> None:
 
 def _mapped(trainer: Trainer, data: Data, rows: npt.NDArray[np.int64]) -> dict[str, torch.Tensor] | None:
     """Returns the maps and the classes of some images; `None` where the features are no finite vector an image."""
-    val = trainer.val
-    batches = Batches(
-        Part(data.train.inputs, data.train.targets, rows), val.batch_size, size=val.size, mean=val.mean, std=val.std,
-        channels_last=val.channels_last, device=val.device,
-    )  # fmt: skip
+    batches = trainer.val.plain(dataclasses.replace(data.train, indices=rows))
     features = {}
     if trainer.recipe.transfer != "linear":  # below its head a model is otherwise what it was
         features["before"], _, _ = _seen(trainer, _as_it_began(trainer, data), batches)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainwell.train import metrics
+from trainwell import metrics
 
 Groups = npt.NDArray[np.int64] | None
 _CERTAIN = 0.5  # the probability from which a label counts as given
@@ -76,3 +76,31 @@ def of_labels(outputs: torch.Tensor, targets: torch.Tensor) -> dict[str, Any]:
 
 def _share(values: npt.NDArray[np.bool_]) -> float | None:
     return float(values.mean()) if len(values) else None
+
+
+# ---------------------------------------------------------------------- in words
+
+
+def sentence(result: dict[str, Any]) -> str:
+    """Returns the result in a sentence."""
+    low, high = result["test_interval"]
+    size, folds = result["test_samples"], result.get("folds")
+    how = f", each by one of {len(folds)} models that had not seen it" if folds else " never seen"
+    if "test_accuracy" not in result:
+        figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
+        right = f"; all labels right on {result['exact_match']:.1%}" if "exact_match" in result else ""
+        return f"test loss {figure} on {size:,} samples{how}{right}"
+    beside = ""
+    if "indistinguishable" in result:
+        worst, best = result["indistinguishable"]
+        beside = f"; another model with {worst:.1%} to {best:.1%} on as many others could be as good"
+    return (
+        f"{result['test_accuracy']:.1%} right on {size:,} samples{how} (95 % interval {low:.1%} to {high:.1%}){beside}"
+    )
+
+
+def short(result: dict[str, Any]) -> str:
+    """Returns the result in a few words."""
+    if "test_accuracy" in result:
+        return f"{result['test_accuracy']:.1%} right on {result['test_samples']:,}"
+    return f"test loss {result['test_loss']:.4g} on {result['test_samples']:,}"

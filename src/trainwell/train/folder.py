@@ -19,9 +19,10 @@ from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials, write_atomically, write_json
 from trainwell.images import Images
 from trainwell.train import hardware, pretrained
+from trainwell.train.custom import Custom
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Trainer
-from trainwell.train.prepare import Custom, dimensions, model_name
+from trainwell.train.prepare import dimensions, model_name
 from trainwell.train.recipe import Recipe
 
 _LOCK = ".lock"
@@ -226,3 +227,9 @@ def _command(data: Data, given: Recipe, asked: dict[str, Any], custom: Custom, s
         flag = name.replace("_", "-")
         words += [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
     return shlex.join(words)
+
+
+def unused_folder(source: Any) -> Path:
+    """Returns a folder for a run of which nobody said where it is to be."""
+    name = Path(source).stem if isinstance(source, str | Path) else "run"
+    return next(path for n in itertools.count(1) if not (path := Path("runs") / f"{name or 'run'}-{n}").exists())

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd
 
 from trainwell import models
 from trainwell.data.batches import Batches
-from trainwell.data.dataset import Data, Part
+from trainwell.data.dataset import Data
 from trainwell.errors import InputError
-from trainwell.regularize import Noise, evaluating
+from trainwell.regularize import evaluating
+from trainwell.regularize.noise import noise_layers
 from trainwell.train.hardware import Hardware
 from trainwell.train.recipe import Recipe
 from trainwell.transfer.features import cached, inputs_of, key_of
@@ -68,10 +68,7 @@ class HeadFeatures:
 
     def _computed(self) -> torch.Tensor:
         like = self.like
-        plain = Batches(
-            Part(like.part.inputs, like.part.targets, self.rows), min(64, like.batch_size), size=like.size,
-            mean=like.mean, std=like.std, channels_last=like.channels_last, device=like.device,
-        )  # fmt: skip
+        plain = like.plain(dataclasses.replace(like.part, indices=self.rows), min(64, like.batch_size))
         shown = self.progress(plain, len(plain), "computing features")
         return inputs_of(self.model, find_head(self.model), shown, autocast=self.hardware.autocast())
 
@@ -96,7 +93,7 @@ def possible(model: nn.Module, recipe: Recipe, batches: Batches, hardware: Hardw
         batches: some of the data.
         hardware: what the model is called with.
     """
-    changing = recipe.augment != "none" or recipe.mixup or recipe.cutmix or any(map(_is_random, model.modules()))
+    changing = recipe.augment != "none" or recipe.mixup or recipe.cutmix or noise_layers(model)
     if recipe.transfer != "linear" or changing or any(getattr(recipe, name) for name in models.NOISE):
         return False
     x = batches.batch(0, 0)[0][:2]
@@ -126,11 +123,6 @@ def may_be_solved(recipe: Recipe, task: str, own_loss: bool, chosen: bool) -> bo
         return False
     plain, told = Recipe(), _OF_OBJECTIVE if chosen or recipe.steps == 0 else (*_OF_OBJECTIVE, *_OF_STEPS)
     return all(getattr(recipe, name) == getattr(plain, name) for name in told)
-
-
-def _is_random(layer: nn.Module) -> bool:
-    """Says whether a layer drops something in training."""
-    return isinstance(layer, Noise | _DropoutNd) and getattr(layer, "p", None) != 0
 
 
 def fit_head(model: nn.Module, train: Batches, data: Data, hardware: Hardware, progress: Progress) -> float:

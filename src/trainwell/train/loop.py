@@ -12,6 +12,7 @@ from torch import nn
 from trainwell import random
 from trainwell.data.batches import Batches
 from trainwell.errors import DivergedError, InputError, in_one_line
+from trainwell.metrics.correctness import accuracy, balanced_accuracy
 from trainwell.optim import SAM, Plateau
 from trainwell.regularize import Mixed, keyed, mix, mixed_loss
 from trainwell.train import interrupt, snapshots
@@ -24,7 +25,6 @@ from trainwell.train.evaluate import outputs_of
 from trainwell.train.hardware import Hardware
 from trainwell.train.history import History, Row
 from trainwell.train.losses import Loss, aligned
-from trainwell.train.metrics import accuracy, balanced_accuracy
 from trainwell.train.optimizers import make_optimizer, make_schedule
 from trainwell.train.recipe import Recipe
 from trainwell.train.tuning import make_tuning

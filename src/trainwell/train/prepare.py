@@ -4,63 +4,34 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
-from trainwell.errors import InputError, in_one_line, is_out_of_memory
-from trainwell.freezing import is_frozen
+from trainwell.errors import InputError
 from trainwell.images import Images
 from trainwell.progress import track
-from trainwell.regularize import Noise, evaluating, mixed_loss
+from trainwell.regularize import Noise
 from trainwell.train import augmentation, choosing, hardware, head_features, losses, pretrained
 from trainwell.train.choice import Choice
+from trainwell.train.custom import Custom
 from trainwell.train.display import Display
-from trainwell.train.loop import Metric, Trainer
+from trainwell.train.loop import Trainer
+from trainwell.train.misfits import refuse_misfits
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
 from trainwell.transfer.backbones import Backbone
 
 _MOST_TOLD = 10  # of the files that were left out
-_MOST_TRIED = 1000  # of the classes, with the loss
 
-
-@dataclass(frozen=True)
-class Custom:
-    """What a recipe cannot say: code of the user's own.
-
-    Raises:
-        InputError: one of them is not what it should be.
-    """
-
-    model: nn.Module | None = None
-    loss: losses.Loss | None = None
-    metrics: dict[str, Metric] = field(default_factory=dict)
-    backbone: Backbone | None = None
-    """the pretrained model that the recipe names, where it is loaded already"""
-    choice: Choice | None = None
-    """what of that is trained, where it was chosen already"""
-
-    def __post_init__(self) -> None:
-        if self.model is not None and not isinstance(self.model, nn.Module):
-            hint = "; make an instance of it" if isinstance(self.model, type) else ""
-            raise InputError(f"model must be a torch.nn.Module or a name, not {self.model!r}{hint}")
-        if self.loss is not None and not callable(self.loss):
-            raise InputError(f"loss must be a function of outputs and targets, not {self.loss!r}")
-        if not isinstance(self.metrics, Mapping) or not all(callable(metric) for metric in self.metrics.values()):
-            raise InputError("metrics must map names to functions of outputs and targets")
-        for name in ("loss", "accuracy", "balanced_accuracy"):
-            if name in self.metrics:
-                raise InputError(f"a metric cannot be called {name!r}, which every history has; choose another name")
+Say = Callable[[str], object]
 
 
 @contextlib.contextmanager
@@ -76,66 +47,21 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
     Raises:
         InputError: data, recipe and model do not go together.
     """
-    say = display.say if display is not None else lambda _: None
-    if recipe.label_smoothing and (custom.loss is not None or data.task != "classification"):
-        raise InputError("label_smoothing is for the classification loss; leave it at 0 beside a loss of your own")
-    if recipe.class_weight == "balanced" and (custom.loss is not None or data.task == "regression"):
-        raise InputError("class_weight is for the loss of classes or labels; leave it at 'none' beside another")
-    if recipe.sampling == "balanced" and data.task != "classification":
-        raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
-    images = data.images
-    look = functools.partial(_look, data, recipe, display)
-    backbone = pretrained.named(
-        recipe, data, custom, _outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
-    )
-    recipe = pretrained.resolved(recipe, backbone, custom)
-    choice = custom.choice if backbone is not None else None
-    if choice is None and backbone is not None and recipe.transfer in ("auto", "stage"):
-        again = dataclasses.replace(custom, backbone=backbone)
-        with look(backbone) as seen:
-            choice = choosing.choose(data, recipe, seen, lambda part, how: prepared(part, how, again), say)
-    asked = recipe = choice.applied(recipe) if choice is not None else recipe
-    if recipe.cutmix and images is None:
-        raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
-    if recipe.augment not in ("auto", "none") and images is None:
-        raise InputError(f"augment={recipe.augment!r} changes images: leave it at 'auto' for feature vectors")
-    size = images.size if images is not None else None
-    why = ""
-    if recipe.augment == "auto":
-        augment, why = augmentation.chosen(data.task, data.classes, images is not None)
-        if recipe.transfer == "linear":
-            augment, why = "none", "no augmentation: features are computed once (augment='standard' computes them anew)"
-        recipe = dataclasses.replace(recipe, augment=augment)
-    recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
-    if images is not None and recipe.img_size is not None:
-        size = (recipe.img_size, recipe.img_size)
-    machine = hardware.choose(recipe, images=images is not None)
-    if custom.model is not None:
-        recipe = dataclasses.replace(recipe, model="custom")
-    elif recipe.model == "custom":
-        raise InputError("the recipe is one of a model of your own; give the model too: model=…")
-    recipe = dataclasses.replace(recipe, precision=machine.precision, memory_format=machine.memory_format)
-    assert recipe.batch_size is not None
+    say: Say = display.say if display is not None else lambda _: None
+    progress = functools.partial(track, quiet=display is None or display.quiet)
+    _refuse_unfit(data, recipe, custom)
+    backbone, choice, recipe = _pretrained(data, recipe, custom, display, say)
+    asked = recipe
+    recipe, size, machine, why = _resolved(data, recipe, custom)
     with random.preserved(), hardware.applied(recipe.threads):
         hardware.keep_freed_memory()
         model = _on(machine, _initialised(recipe, data, size, custom, backbone, choice))
         if not model.training:  # as a whole; parts that were put in evaluation stay there
             model.train()
-        mean, std = pretrained.normalisation(backbone) or statistics(data.train)
-        batches = functools.partial(
-            Batches, size=size, mean=mean, std=std, channels_last=machine.channels_last, device=machine.device
-        )
-        train = batches(
-            data.train, recipe.batch_size * recipe.grad_accum_steps, shuffle=True, drop_last=True, seed=recipe.seed,
-            balanced=recipe.sampling == "balanced", augment=augmentation.of_part(recipe.augment, data.train),
-        )  # fmt: skip
-        val = batches(data.val, recipe.batch_size)
-        progress = functools.partial(track, quiet=display is None or display.quiet)
+        train, val = _batches(data, recipe, size, machine, backbone)
         from_head = head_features.possible(model, recipe, val, machine)
         if from_head:
-            parts = [data.train, data.val, *([data.test] if data.options["folds"] > 1 else [])]  # the same in each fold
-            rows = np.sort(np.concatenate([part.indices for part in parts]))
-            features = head_features.HeadFeatures(model, val, rows, machine, data.inputs_digest, progress)
+            features = head_features.HeadFeatures(model, val, _all_rows(data), machine, data.inputs_digest, progress)
             train, val = (head_features.FeatureBatches(part, features) for part in (train, val))
         if from_head and head_features.may_be_solved(asked, data.task, custom.loss is not None, choice is not None):
             recipe = dataclasses.replace(recipe, steps=0, epochs=None, minutes=None)
@@ -149,40 +75,124 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             say(f"the head {'begins as' if recipe.steps != 0 else 'is'} the best linear classifier (l2 {l2:g}, by "
                 "cross-validation)")  # fmt: skip
         trainer = functools.partial(
-            Trainer,
-            model,
-            train,
-            val,
-            hardware=machine,
-            from_head=from_head,
-            losses=_losses(data, recipe, custom, machine),
-            metrics=custom.metrics,
-            classification=data.task == "classification",
-        )
+            Trainer, model, train, val, hardware=machine, losses=_losses(data, recipe, custom, machine),
+            metrics=custom.metrics, classification=data.task == "classification", from_head=from_head,
+        )  # fmt: skip
         probe = trainer(dataclasses.replace(recipe, epochs=None, minutes=None, steps=10**9))
-        _refuse_misfits(probe, dimensions(data, size)["num_classes"], custom)
-        count = sum(parameter.numel() for parameter in model.parameters())
-        say(
-            f"{model_name(recipe, custom)}, {count:,} parameters; "
-            f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
-            f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
-        )
-        if recipe.augment != "none":
-            say(f"augmentation: {recipe.augment}, another for each image in each epoch")
-        if why:
-            say(why)
-        if probe.tuning is not None:
-            say(probe.tuning.sentence())
-        if noise := _noise_of(model):
-            say(f"noise in training: {noise}")
+        refuse_misfits(probe, _outputs(data), custom)
+        _announce(probe, data, custom, why, say)
         if recipe.minutes is not None:
-            say("measuring the speed …")
-            steps = steps_within(60 * recipe.minutes, probe)
-            say(f"{steps:,} steps ({steps / len(train):.1f} epochs) fit {recipe.minutes:g} minutes")
-            recipe = dataclasses.replace(recipe, steps=steps, minutes=None)
+            recipe = _within_minutes(recipe, probe, say)
         ready = trainer(recipe)
         ready.backbone, ready.choice = backbone, choice
         yield ready
+
+
+def _refuse_unfit(data: Data, recipe: Recipe, custom: Custom) -> None:
+    """Refuses what a recipe asks of data, or beside a loss, where it has no meaning."""
+    if recipe.label_smoothing and (custom.loss is not None or data.task != "classification"):
+        raise InputError("label_smoothing is for the classification loss; leave it at 0 beside a loss of your own")
+    if recipe.class_weight == "balanced" and (custom.loss is not None or data.task == "regression"):
+        raise InputError("class_weight is for the loss of classes or labels; leave it at 'none' beside another")
+    if recipe.sampling == "balanced" and data.task != "classification":
+        raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
+    if recipe.cutmix and data.images is None:
+        raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
+    if recipe.augment not in ("auto", "none") and data.images is None:
+        raise InputError(f"augment={recipe.augment!r} changes images: leave it at 'auto' for feature vectors")
+
+
+def _pretrained(
+    data: Data, recipe: Recipe, custom: Custom, display: Display | None, say: Say
+) -> tuple[Backbone | None, Choice | None, Recipe]:
+    """Returns the pretrained model, if there is one, what of it is trained, and the recipe with what they decide."""
+    look = functools.partial(_look, data, recipe, display)
+    backbone = pretrained.named(
+        recipe, data, custom, _outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
+    )
+    recipe = pretrained.resolved(recipe, backbone, custom)
+    choice = custom.choice if backbone is not None else None
+    if choice is None and backbone is not None and recipe.transfer in ("auto", "stage"):
+        again = dataclasses.replace(custom, backbone=backbone)
+        with look(backbone) as seen:
+            choice = choosing.choose(data, recipe, seen, lambda part, how: prepared(part, how, again), say)
+    return backbone, choice, choice.applied(recipe) if choice is not None else recipe
+
+
+def _resolved(
+    data: Data, recipe: Recipe, custom: Custom
+) -> tuple[Recipe, tuple[int, int] | None, hardware.Hardware, str]:
+    """Returns the recipe with every choice made, the images' size, the machine, and why images are changed as they are.
+
+    The reason is "" where it is the usual one.
+    """
+    images = data.images
+    why = ""
+    if recipe.augment == "auto":
+        augment, why = augmentation.chosen(data.task, data.classes, images is not None)
+        if recipe.transfer == "linear":
+            augment, why = "none", "no augmentation: features are computed once (augment='standard' computes them anew)"
+        recipe = dataclasses.replace(recipe, augment=augment)
+    size = images.size if images is not None else None
+    recipe = recipe.resolve(task=data.task, sizes=data.sizes, side=size, images=images is not None)
+    if images is not None and recipe.img_size is not None:
+        size = (recipe.img_size, recipe.img_size)
+    machine = hardware.choose(recipe, images=images is not None)
+    recipe = dataclasses.replace(recipe, precision=machine.precision, memory_format=machine.memory_format)
+    if custom.model is not None:
+        recipe = dataclasses.replace(recipe, model="custom")
+    elif recipe.model == "custom":
+        raise InputError("the recipe is one of a model of your own; give the model too: model=…")
+    return recipe, size, machine, why
+
+
+def _batches(
+    data: Data, recipe: Recipe, size: tuple[int, int] | None, machine: hardware.Hardware, backbone: Backbone | None
+) -> tuple[Batches, Batches]:
+    """Returns the batches of the training and of the validation part."""
+    assert recipe.batch_size is not None
+    mean, std = pretrained.normalisation(backbone) or statistics(data.train)
+    train = Batches(
+        data.train, recipe.batch_size * recipe.grad_accum_steps, size=size, mean=mean, std=std, shuffle=True,
+        balanced=recipe.sampling == "balanced", drop_last=True, seed=recipe.seed,
+        augment=augmentation.of_part(recipe.augment, data.train), channels_last=machine.channels_last,
+        device=machine.device,
+    )  # fmt: skip
+    return train, train.plain(data.val, recipe.batch_size)
+
+
+def _all_rows(data: Data) -> npt.NDArray[np.int64]:
+    """Returns the rows that a run looks at more than once, in order; with folds those of all of them, for each."""
+    parts = [data.train, data.val, *([data.test] if data.options["folds"] > 1 else [])]
+    return np.sort(np.concatenate([part.indices for part in parts]))
+
+
+def _announce(trainer: Trainer, data: Data, custom: Custom, why: str, say: Say) -> None:
+    """Says what is trained on what, and how; `why` images are changed as they are."""
+    recipe, machine = trainer.recipe, trainer.hardware
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    say(
+        f"{model_name(recipe, custom)}, {count:,} parameters; "
+        f"{', '.join(f'{n:,} to {part}' for part, n in data.sizes.items() if n)}; "
+        f"on {machine.device} in {machine.precision}, {machine.memory_format}, {hardware.threads()}"
+    )
+    if recipe.augment != "none":
+        say(f"augmentation: {recipe.augment}, another for each image in each epoch")
+    if why:
+        say(why)
+    if trainer.tuning is not None:
+        say(trainer.tuning.sentence())
+    if noise := _noise_of(trainer.model):
+        say(f"noise in training: {noise}")
+
+
+def _within_minutes(recipe: Recipe, probe: Trainer, say: Say) -> Recipe:
+    """Returns the recipe with as many steps as fit its minutes."""
+    assert recipe.minutes is not None
+    say("measuring the speed …")
+    steps = steps_within(60 * recipe.minutes, probe)
+    say(f"{steps:,} steps ({steps / len(probe.train):.1f} epochs) fit {recipe.minutes:g} minutes")
+    return dataclasses.replace(recipe, steps=steps, minutes=None)
 
 
 @contextlib.contextmanager
@@ -292,65 +302,3 @@ def _on(machine: hardware.Hardware, model: nn.Module) -> nn.Module:
     if machine.channels_last:
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
-
-
-def _uses_its_batch(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.training and not is_frozen(module)
-
-
-def _refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
-    """Tries model and loss on two samples, in evaluation, so that what cannot work is told before anything is done."""
-    piece = -(-trainer.train.batch_size // trainer.recipe.grad_accum_steps)
-    smallest = trainer.train.batch_size % piece or piece
-    if smallest == 1 and any(_uses_its_batch(module) for module in trainer.model.modules()):
-        raise InputError("batch norm needs at least 2 samples at once; change batch_size or grad_accum_steps")
-    few = Batches(
-        dataclasses.replace(trainer.val.part, indices=trainer.val.part.indices[:2]), 2, size=trainer.val.size,
-        mean=trainer.val.mean, std=trainer.val.std, device=trainer.val.device,
-        channels_last=trainer.val.channels_last,
-    )  # fmt: skip
-    x, y = few.batch(0, 0)
-    shape = tuple(x.shape)
-    try:
-        with torch.no_grad(), evaluating(trainer.model), trainer.hardware.autocast():
-            out = trainer.model(x)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(f"the model cannot take a float32 batch of shape {shape} ({in_one_line(error)})") from error
-    if not isinstance(out, torch.Tensor):
-        raise InputError(f"the model must return a tensor, not a {type(out).__name__}")
-    if custom.loss is None and tuple(out.shape) not in [(len(y), outputs), tuple(y.shape)]:
-        raise InputError(f"the model returns shape {tuple(out.shape)} for a batch of {len(y)}, not {(len(y), outputs)}")
-    try:
-        with torch.no_grad():
-            loss = trainer.reported(losses.aligned(out.float(), y), y)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(f"the loss cannot take outputs of shape {tuple(out.shape)} ({in_one_line(error)})") from error
-    if not isinstance(loss, torch.Tensor) or loss.ndim:
-        raise InputError("the loss must return a tensor with one number, the mean over the batch (reduction='mean')")
-    if trainer.recipe.mixup or trainer.recipe.cutmix:
-        if trainer.classification:  # one sample of each class, from 0 to 1: as logits and as probabilities
-            y = torch.arange(min(outputs, _MOST_TRIED), device=y.device)
-            out = torch.rand(len(y), *out.shape[1:], generator=torch.Generator().manual_seed(0)).to(y.device)
-        _refuse_unmixable(trainer.objective, losses.aligned(out.float(), y), y, plain=trainer.classification)
-
-
-def _refuse_unmixable(loss: losses.Loss, outputs: torch.Tensor, targets: torch.Tensor, plain: bool) -> None:
-    """Refuses a loss that cannot be taken of each sample, or, if it is to be `plain`, is not the mean of those."""
-    try:
-        with torch.no_grad():
-            of_each = mixed_loss(loss, outputs, targets, targets, torch.ones(len(targets), device=targets.device))
-            of_all = loss(outputs, targets)
-    except InputError:
-        raise
-    except Exception as error:
-        why = in_one_line(error)
-        raise InputError(f"mixup and cutmix take the loss of each sample, and this one cannot ({why})") from error
-    if plain and not math.isclose(float(of_each), float(of_all), rel_tol=1e-3):
-        raise InputError(
-            "mixup and cutmix take the loss of each sample, and this one is not the mean of those, as with class "
-            "weights: take functools.partial(tw.regularize.cross_entropy, weight=…), or class_weight='balanced'"
-        )

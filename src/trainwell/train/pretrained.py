@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from trainwell.data.dataset import Data
 from trainwell.errors import InputError, in_one_line
 from trainwell.files import write_tensors
 from trainwell.images import Images
+from trainwell.train.custom import Custom
 from trainwell.train.recipe import Recipe
 from trainwell.transfer.backbones import Backbone, for_channels, load_backbone, rebuild
 from trainwell.transfer.by_default import by_default
@@ -21,9 +22,6 @@ from trainwell.transfer.found import IMAGENET
 from trainwell.transfer.hub import ON_THE_HUB
 from trainwell.transfer.state import Match, read_weights
 
-if TYPE_CHECKING:
-    from trainwell.train.prepare import Custom
-
 FILE = "pretrained.safetensors"
 Figures = npt.NDArray[np.float64]
 
@@ -31,7 +29,7 @@ Figures = npt.NDArray[np.float64]
 def named(
     recipe: Recipe,
     data: Data,
-    custom: "Custom",
+    custom: Custom,
     outputs: int,
     say: Callable[[str], object],
     closest: Callable[[list[Backbone], Callable[[str], object]], Backbone],
@@ -109,7 +107,7 @@ def sources_in(given: str) -> list[str]:
     return [given] if Path(given).exists() else [one.strip() for one in given.split(",") if one.strip()] or [given]
 
 
-def resolved(recipe: Recipe, backbone: Backbone | None, custom: "Custom") -> Recipe:
+def resolved(recipe: Recipe, backbone: Backbone | None, custom: Custom) -> Recipe:
     """Returns the recipe with what the pretrained model decides: its name, its images' size, what of it is trained.
 
     Raises:

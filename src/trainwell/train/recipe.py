@@ -29,6 +29,16 @@ AVERAGES = ("ema", "swa", "latest")
 _TRANSFER = re.compile(r"auto|none|linear|stage|top[1-9]\d*|all|gradual|lp_ft")
 OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
+# The ranges of the numbers, where they are given.
+_AT_LEAST: dict[str, float] = {
+    "epochs": 1, "steps": 0, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
+    "average_epochs": 1, "ema_decay": 0, "snapshots": 0, "momentum": 0, "weight_decay": 0, "label_smoothing": 0,
+    "drop_rate": 0, "drop_path_rate": 0, "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0, "mixup": 0,
+    "cutmix": 0, "min_delta": 0, "warmup": 0, "l2_sp": 0, "transfer_minutes": 0,
+}  # fmt: skip
+_ABOVE_0 = ("lr", "minutes", "clip_grad", "backbone_lr", "layer_decay")
+_BELOW_1 = ("momentum", "label_smoothing", "warmup", "drop_rate", "drop_path_rate", "drop_map_rate", "dropconnect")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -208,55 +218,9 @@ class Recipe:
             object.__setattr__(self, "augment", repr(self.augment))
         for field in dataclasses.fields(self):
             _check_type(field, getattr(self, field.name))
-        if self.schedule not in SCHEDULES:
-            _check_written_out(self.schedule, self.lr)
-        if not _TRANSFER.fullmatch(self.transfer):
-            raise InputError(
-                f"transfer must be auto, linear, stage, top1, top2 …, all, gradual, lp_ft or none; it is "
-                f"{self.transfer!r}"
-            )
-        if self.steps == 0 and self.transfer not in ("linear", "stage", "auto"):
-            raise InputError("steps must be at least 1, but for transfer='linear', whose optimum is solved for at 0")
-        if not self.layer_decay <= 1:
-            raise InputError(f"layer_decay must be above 0 and at most 1; it is {self.layer_decay}")
-        if self.augment not in AUGMENTS:
-            from trainwell.augment import parse  # torch comes with it, and is not needed to read a recipe
-
-            parse(self.augment)
-        at_least: dict[str, float] = {
-            "epochs": 1, "steps": 0, "batch_size": 1, "grad_accum_steps": 1, "img_size": 1, "threads": 1, "patience": 1,
-            "average_epochs": 1, "ema_decay": 0, "snapshots": 0, "momentum": 0, "weight_decay": 0, "label_smoothing": 0,
-            "drop_rate": 0, "drop_path_rate": 0, "drop_map_rate": 0, "dropconnect": 0, "l1": 0, "l2": 0, "sam": 0,
-            "mixup": 0, "cutmix": 0, "min_delta": 0, "warmup": 0, "l2_sp": 0, "transfer_minutes": 0,
-        }  # fmt: skip
-        for name, least in at_least.items():
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise InputError(f"{name} must be at least {least}; it is {value}")
-        for name in ("lr", "minutes", "clip_grad", "backbone_lr", "layer_decay"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name} must be above 0; it is {value}")
-        for name in (
-            "momentum",
-            "label_smoothing",
-            "warmup",
-            "drop_rate",
-            "drop_path_rate",
-            "drop_map_rate",
-            "dropconnect",
-        ):
-            if not getattr(self, name) < 1:
-                raise InputError(f"{name} must be below 1; it is {getattr(self, name)}")
-        if self.ema_decay is not None and not (self.ema_decay < 1 and self.average == "ema"):
-            raise InputError(f"ema_decay must be below 1, and is for average='ema'; it is {self.ema_decay}")
-        if self.average_epochs is not None and self.average not in ("swa", "latest"):
-            raise InputError("average_epochs is for average='swa' and average='latest'; leave it out")
-        if self.threads is not None and self.threads > _MOST_THREADS:
-            raise InputError(f"threads must be at most {_MOST_THREADS}; it is {self.threads}")
-        lengths = [name for name in ("epochs", "steps", "minutes") if getattr(self, name) is not None]
-        if len(lengths) > 1:
-            raise InputError(f"{' and '.join(lengths)} each say how long to train; give one of them")
+        _check_texts(self)
+        _check_ranges(self)
+        _check_together(self)
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "Recipe":
@@ -342,6 +306,53 @@ class Recipe:
             steps_per_epoch = max(1, sizes["train"] // (batch_size * self.grad_accum_steps))
             changes["epochs"] = min(max(-(-least // steps_per_epoch), low), high)
         return dataclasses.replace(self, **changes)
+
+
+def _check_texts(recipe: Recipe) -> None:
+    """Refuses texts of a form that cannot be read."""
+    if recipe.schedule not in SCHEDULES:
+        _check_written_out(recipe.schedule, recipe.lr)
+    if not _TRANSFER.fullmatch(recipe.transfer):
+        raise InputError(
+            f"transfer must be auto, linear, stage, top1, top2 …, all, gradual, lp_ft or none; it is "
+            f"{recipe.transfer!r}"
+        )
+    if recipe.augment not in AUGMENTS:
+        from trainwell.augment import parse  # torch comes with it, and is not needed to read a recipe
+
+        parse(recipe.augment)
+
+
+def _check_ranges(recipe: Recipe) -> None:
+    """Refuses numbers out of their range."""
+    for name, least in _AT_LEAST.items():
+        value = getattr(recipe, name)
+        if value is not None and not value >= least:
+            raise InputError(f"{name} must be at least {least}; it is {value}")
+    for name in _ABOVE_0:
+        value = getattr(recipe, name)
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be above 0; it is {value}")
+    for name in _BELOW_1:
+        if not getattr(recipe, name) < 1:
+            raise InputError(f"{name} must be below 1; it is {getattr(recipe, name)}")
+    if not recipe.layer_decay <= 1:
+        raise InputError(f"layer_decay must be above 0 and at most 1; it is {recipe.layer_decay}")
+    if recipe.threads is not None and recipe.threads > _MOST_THREADS:
+        raise InputError(f"threads must be at most {_MOST_THREADS}; it is {recipe.threads}")
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Refuses fields that do not go together."""
+    if recipe.steps == 0 and recipe.transfer not in ("linear", "stage", "auto"):
+        raise InputError("steps must be at least 1, but for transfer='linear', whose optimum is solved for at 0")
+    if recipe.ema_decay is not None and not (recipe.ema_decay < 1 and recipe.average == "ema"):
+        raise InputError(f"ema_decay must be below 1, and is for average='ema'; it is {recipe.ema_decay}")
+    if recipe.average_epochs is not None and recipe.average not in ("swa", "latest"):
+        raise InputError("average_epochs is for average='swa' and average='latest'; leave it out")
+    lengths = [name for name in ("epochs", "steps", "minutes") if getattr(recipe, name) is not None]
+    if len(lengths) > 1:
+        raise InputError(f"{' and '.join(lengths)} each say how long to train; give one of them")
 
 
 def _check_written_out(schedule: str, lr: float | None) -> None:

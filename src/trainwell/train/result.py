@@ -9,15 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
+from trainwell.errors import InputError, in_one_line
 from trainwell.files import write_json, write_tensors
+from trainwell.metrics.correctness import bootstrap_interval
 from trainwell.random import seed_everything
 from trainwell.regularize import sparsity
-from trainwell.train import figures, snapshots
+from trainwell.train import figures
 from trainwell.train.evaluate import outputs_of
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.metrics import bootstrap_interval
+from trainwell.train.snapshots import evaluation_of, taken
 
 _MOST_MISTAKES, _THUMBNAIL = 24, 160
 
@@ -49,7 +50,7 @@ def finish(folder: Path, trainer: Trainer, data: Data, tested: Tested | None = N
         data: what it was trained on.
         tested: outputs for samples never seen, where they are not of this model on the test part.
     """
-    snapshots.evaluate(folder, trainer, data)
+    evaluate_snapshots(folder, trainer, data)
     kept = keep_best(trainer)
     return write_result(folder, trainer, data, kept, tested or on_test_part(trainer, data))
 
@@ -66,13 +67,8 @@ def keep_best(trainer: Trainer) -> int:
 @torch.no_grad()
 def on_test_part(trainer: Trainer, data: Data) -> Tested:
     """Looks at the test part, once, with the weights that the trainer's model has."""
-    val = trainer.val
-    test = Batches(
-        data.test, val.batch_size, size=val.size, mean=val.mean, std=val.std,
-        channels_last=val.channels_last, device=val.device,
-    )  # fmt: skip
     seed_everything(trainer.recipe.seed, "result")
-    outputs, targets = outputs_of(trainer.model, test, trainer.hardware.autocast())
+    outputs, targets = outputs_of(trainer.model, trainer.val.plain(data.test), trainer.hardware.autocast())
     return Tested(outputs.cpu(), targets.cpu(), data.test.indices, float(trainer.reported(outputs, targets)))
 
 
@@ -162,6 +158,28 @@ def write_evaluation(path: Path, trainer: Trainer, tested: Tested, groups: npt.N
     if groups is not None:
         tensors["test_groups"] = torch.from_numpy(groups)
     write_tensors(path, tensors)
+
+
+def evaluate_snapshots(folder: Path, trainer: Trainer, data: Data) -> None:
+    """Writes down what each snapshot says of the validation and the test part; the trainer's model is as before.
+
+    Raises:
+        InputError: a snapshot is damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    before = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
+    for path in taken(folder, trainer.step):
+        try:
+            trainer.model.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise InputError(f"{path} is damaged ({in_one_line(error)}): train anew") from None
+        trainer.model.eval()
+        tested = on_test_part(trainer, data)
+        groups = None if data.groups is None else data.groups[tested.rows]
+        write_evaluation(evaluation_of(path), trainer, tested, groups)
+    trainer.model.load_state_dict(before)
 
 
 def _as_float(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Metric:

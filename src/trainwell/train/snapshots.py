@@ -1,18 +1,12 @@
 """Snapshots: the weights of some moments of one run, as the members of an ensemble."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from trainwell.data.dataset import Data
-from trainwell.errors import InputError
+from torch import nn
+
 from trainwell.files import write_tensors
 from trainwell.train.optimizers import cycle
 from trainwell.train.recipe import Recipe
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trainwell.train.loop import Trainer
 
 FOLDER = "snapshots"
 
@@ -34,7 +28,7 @@ def due(recipe: Recipe, step: int, total_steps: int, at_epochs_end: bool) -> boo
     return at_epochs_end
 
 
-def keep(folder: Path, model: "nn.Module", step: int, most: int) -> None:
+def keep(folder: Path, model: nn.Module, step: int, most: int) -> None:
     """Keeps the weights that a model has after a step in a run's folder, and no more than so many of the newest."""
     place = folder / FOLDER
     place.mkdir(exist_ok=True)
@@ -52,27 +46,3 @@ def taken(folder: Path, step: int) -> list[Path]:
 def evaluation_of(weights: Path) -> Path:
     """Returns where is written what the model with some weights says of the validation and the test part."""
     return weights.with_name(weights.name.replace("step-", "evaluation-"))
-
-
-def evaluate(folder: Path, trainer: "Trainer", data: Data) -> None:
-    """Writes down what each snapshot says of the validation and the test part; the trainer's model is as before.
-
-    Raises:
-        InputError: a snapshot is damaged.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from trainwell.train.result import on_test_part, write_evaluation
-
-    before = {name: value.detach().clone() for name, value in trainer.model.state_dict().items()}
-    for path in taken(folder, trainer.step):
-        try:
-            trainer.model.load_state_dict(load_file(path))
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise InputError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): train anew") from None
-        trainer.model.eval()
-        tested = on_test_part(trainer, data)
-        groups = None if data.groups is None else data.groups[tested.rows]
-        write_evaluation(evaluation_of(path), trainer, tested, groups)
-    trainer.model.load_state_dict(before)

@@ -5,6 +5,7 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from trainwell import random
 from trainwell.train.loop import Trainer
@@ -33,9 +34,10 @@ def seconds_per_step(trainer: Trainer, seconds: float = 1.0) -> float:
         return statistics.median(_probed(trainer, seconds)[2])
 
 
-def copied(trainer: Trainer) -> Trainer:
-    """Returns a trainer that takes the same steps with a copy of the model, and has no end."""
+def copied(trainer: Trainer, **changes: Any) -> Trainer:
+    """Returns a trainer that takes the same steps with a copy of the model, and has no end; `changes` to its recipe."""
     recipe = dataclasses.replace(trainer.recipe, epochs=None, minutes=None, steps=10**9, on_nonfinite="stop")
+    recipe = dataclasses.replace(recipe, **changes)
     if recipe.transfer == "gradual":  # whose steps become dearer until all is thawed
         recipe = dataclasses.replace(recipe, transfer="all")
     return Trainer(

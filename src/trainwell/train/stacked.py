@@ -67,17 +67,13 @@ def run_stacked(trainers: Sequence[Trainer], on_diverged: OnDiverged | None = No
             out |= {together[k] for k in joint.diverged}
 
 
-def refusal(those: Sequence[Trainer] | Sequence[Recipe]) -> str:
-    """Returns in one line why some trainers cannot be trained together, "" if they can.
-
-    Of recipes alone it is told what they say; their models and data may still differ.
-    """
-    trainers = [one for one in those if isinstance(one, Trainer)]
-    recipes = [one.recipe if isinstance(one, Trainer) else one for one in those]
-    if not recipes:
+def refusal(trainers: Sequence[Trainer]) -> str:
+    """Returns in one line why some trainers cannot be trained together, "" if they can."""
+    if not trainers:
         return "there is nothing to train: give at least one trainer"
-    why = next(filter(None, (_of_itself(recipe) for recipe in recipes)), "") or _of_recipes(recipes)
-    return why or (_of_trainers(trainers) if trainers else "")
+    recipes = [trainer.recipe for trainer in trainers]
+    why = next(filter(None, (_of_itself(recipe) for recipe in recipes)), "")
+    return why or _of_recipes(recipes) or _of_trainers(trainers)
 
 
 def step_time(trainers: Sequence[Trainer], steps: int = 10) -> float:

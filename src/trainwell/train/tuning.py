@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from trainwell.freezing import freeze, freeze_parameter, is_frozen
+from trainwell.freezing import freeze, freeze_parameter, freeze_parameters, is_frozen
 from trainwell.train.recipe import Recipe
 from trainwell.transfer.cut import Cut
 from trainwell.transfer.l2_sp import L2SP
 from trainwell.transfer.surgery import find_head, freeze_all_but, stages
-from trainwell.weights import bare
+from trainwell.weights import bare, is_within
 
 _OURS = "_trainwell_tuning"  # on a model: the names of what tuning froze, which the next one may thaw again
 _THAWED_BY = 0.5  # the fraction of the steps after which gradual unfreezing has come to the input
@@ -71,9 +71,8 @@ class Tuning:
         if trained != self._trained:
             freeze_all_but(self.model, trained)
             if self.recipe.transfer == "linear":  # the last stage may have more layers than the last
-                for name, parameter in self.model.named_parameters():
-                    if parameter.requires_grad and not f"{name}.".startswith(f"{self.head}."):
-                        freeze_parameter(self.model, name)
+                below = {name for name, _ in self.model.named_parameters() if not is_within(name, self.head)}
+                freeze_parameters(self.model, below)
             _freeze_each(self.model, self.kept)
             vars(bare(self.model))[_OURS] = _frozen(self.model) - self.kept
             self._trained = trained
@@ -87,7 +86,7 @@ class Tuning:
     def depth(self, parameter: str) -> int:
         """Returns how far below the head the stage of a parameter is; 0 for the head's own."""
         for depth, names in enumerate(reversed(self.stages)):
-            if any(f"{parameter}.".startswith(f"{name}.") for name in names):
+            if any(is_within(parameter, name) for name in names):
                 return depth
         return len(self.stages) - 1
 

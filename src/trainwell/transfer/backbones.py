@@ -18,8 +18,9 @@ from trainwell.transfer.found import CONFIG, IMAGENET, WEIGHTS, Figures, Found, 
 from trainwell.transfer.hub import ON_THE_HUB, from_hub
 from trainwell.transfer.libraries import from_timm, from_transformers, timm_model, transformers_model
 from trainwell.transfer.saved import about_file, read_saved
-from trainwell.transfer.state import Match, load_into, of_layer, read_weights
+from trainwell.transfer.state import Match, load_into, read_weights
 from trainwell.transfer.surgery import find_head, replace_head
+from trainwell.weights import is_within
 
 _RESNETS = tuple(name for name in NAMES if name.startswith("resnet"))
 _FORMS = "embedded, a run's folder, a .safetensors file, hub:NAME, timm:NAME or transformers:NAME"
@@ -120,9 +121,9 @@ def rebuild(architecture: str, config: Mapping[str, Any], *, num_classes: int, i
 
 def _with_new_head(match: Match, made: nn.Module, head: str, left_over: tuple[str, ...]) -> Match:
     """Returns how the weights went into the model once its last layer was replaced."""
-    body = tuple(name for name in match.matched if not of_layer(name, head))
-    lacking = tuple(name for name in match.reinitialised if not of_layer(name, head))
-    new = tuple(name for name in made.state_dict() if of_layer(name, head))
+    body = tuple(name for name in match.matched if not is_within(name, head))
+    lacking = tuple(name for name in match.reinitialised if not is_within(name, head))
+    new = tuple(name for name in made.state_dict() if is_within(name, head))
     return dataclasses.replace(match, matched=body, reinitialised=lacking + new, left_over=match.left_over + left_over)
 
 

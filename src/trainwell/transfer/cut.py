@@ -6,22 +6,14 @@ from torch import Tensor, nn
 
 from trainwell.errors import InputError
 from trainwell.transfer.features import pooled
-from trainwell.transfer.surgery import stage_names, stages
-
-
-class _Reached(Exception):
-    """The forward pass has come to the cut."""
-
-    def __init__(self, value: Any) -> None:
-        super().__init__()
-        self.value = value
+from trainwell.transfer.surgery import Reached, stage_names, stages
 
 
 class _End(nn.Module):
     """Stands where the first layer beyond the cut was."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise _Reached([*args, *kwargs.values()][0])
+        raise Reached(args, kwargs)
 
 
 class Cut(nn.Module):
@@ -58,7 +50,7 @@ class Cut(nn.Module):
         """Returns logits `(n, num_classes)`."""
         try:
             self.body(x)
-        except _Reached as reached:
+        except Reached as reached:
             logits: Tensor = self.head(pooled(reached.value))
             return logits
         raise InputError("the pass through the model does not come to the stage that it was cut after")

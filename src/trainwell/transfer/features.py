@@ -129,11 +129,11 @@ def inputs_of(
     """Returns what comes to one layer, such as the head, in evaluation: exactly that, neither pooled nor converted.
 
     Args:
-        model: as in `features`.
+        model: as in `extract_features`.
         name: of the layer, as `model.named_modules()` has it.
-        batches: as in `features`.
-        autocast: as in `features`.
-        progress: as in `features`.
+        batches: as in `extract_features`.
+        autocast: as in `extract_features`.
+        progress: as in `extract_features`.
 
     Returns:
         Shape `(n, d)`, on the CPU, the samples in the order of the batches.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwell.errors import InputError, nearest
-from trainwell.weights import bare
+from trainwell.weights import bare, is_within
 
 
 class L2SP:
@@ -45,7 +45,7 @@ class L2SP:
         self._pairs = [
             (name, parameter, parameter.detach().clone())
             for name, parameter in model.named_parameters()
-            if parameter.requires_grad and not (head is not None and f"{name}.".startswith(f"{head}."))
+            if parameter.requires_grad and not is_within(name, head)
         ]
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from trainwell.errors import InputError
+from trainwell.metrics.calibration import LEAST
 
 GRID = tuple(10.0**power for power in range(2, -7, -1))
 """The penalties that `best_l2` tries: 100, 10, … 0.000001."""
 
-LEAST = torch.finfo(torch.float64).eps  # what a smaller probability counts as in a log loss, as for scikit-learn
 _ABSENT = -1e4  # a logit that no other comes near, but which half precision can hold
 _TIGHT, _LOOSE = 1e-8, 1e-3  # the slope of the objective at which a fit ends; the loose one tells decades apart
 _STEPS = 1_000

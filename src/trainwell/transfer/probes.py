@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from trainwell.errors import InputError
+from trainwell.metrics import wilson_interval
 from trainwell.transfer.linear import GRID, Fits, as_arrays, as_groups, best_l2, folds_of, log_probabilities
 
 _INNER_FOLDS = 3
@@ -179,15 +180,12 @@ def _judged(
     tests: list[npt.NDArray[np.int64]],
     penalties: list[float],
 ) -> Probe:
-    from scipy.stats import binomtest
-
     right = log_p.argmax(1) == labels
-    interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     return Probe(
         stage=stage,
         dimensions=dimensions,
         accuracy=float(right.mean()),
-        interval=(float(interval.low), float(interval.high)),
+        interval=wilson_interval(int(right.sum()), len(right)),
         log_loss=float(-log_p[np.arange(len(labels)), labels].mean()),
         fold_accuracies=tuple(float(right[test].mean()) for test in tests),
         l2=tuple(penalties),

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from trainwell.errors import InputError, in_one_line
 from trainwell.files import write_tensors
 from trainwell.transfer.found import Figures, Found, figures_in, table_in
-from trainwell.transfer.state import of_layer, read_weights
+from trainwell.transfer.state import read_weights
 from trainwell.transfer.surgery import find_head
+from trainwell.weights import is_within
 
 _KEY = "trainwell"
 
@@ -55,7 +56,7 @@ def save_backbone(
     Linear(in_features=64, out_features=5, bias=True)
     """
     head = find_head(model)
-    body = {name: value for name, value in model.state_dict().items() if not of_layer(name, head)}
+    body = {name: value for name, value in model.state_dict().items() if not is_within(name, head)}
     kept = {name: value.to(dtype) if value.is_floating_point() else value for name, value in body.items()}
     about = {
         "architecture": architecture, "config": dict(config or {}), "mean": mean, "std": std, "img_size": img_size,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainwell.errors import InputError, in_one_line
-from trainwell.weights import bare
+from trainwell.weights import bare, is_within
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -122,7 +122,7 @@ class Match:
         told = f"{len(self.matched)} of {len(self.matched) + len(self.reinitialised)} tensors matched"
         if self.reinitialised:
             new = f"{_some(self.reinitialised)} {'is' if len(self.reinitialised) == 1 else 'are'} new"
-            classes = next((s for s in self.wrong_shape if of_layer(s[0], self.head) and s[1] and s[2]), None)
+            classes = next((s for s in self.wrong_shape if is_within(s[0], self.head) and s[1] and s[2]), None)
             told += f"; {new}" + (f" ({classes[1][0]} classes there, {classes[2][0]} here)" if classes else "")
         if self.left_over:
             told += f"; {len(self.left_over)} in the file not used ({_some(self.left_over)})"
@@ -139,15 +139,6 @@ def _some(names: Collection[str]) -> str:
     """Returns the first names, and how many more there are."""
     first = ", ".join(itertools.islice(names, 3))
     return first if len(names) <= 3 else f"{first} and {len(names) - 3} more"
-
-
-def of_layer(name: str, layer: str | None) -> bool:
-    """Says whether a tensor is of a layer; the layer `""` is the model, and `None` no layer.
-
-    >>> of_layer("fc.weight", "fc"), of_layer("fc2.weight", "fc"), of_layer("fc.weight", None)
-    (True, False, False)
-    """
-    return layer is not None and name.startswith(f"{layer}." if layer else "")
 
 
 def load_into(
@@ -176,8 +167,8 @@ def load_into(
     """
     model = bare(model)
     match, sources = fit(model, weights, head)
-    body = [name for name in match.matched if not of_layer(name, head) and not name.endswith(_COUNTER)]
-    lacking = [name for name in match.reinitialised if not of_layer(name, head)]
+    body = [name for name in match.matched if not is_within(name, head) and not name.endswith(_COUNTER)]
+    lacking = [name for name in match.reinitialised if not is_within(name, head)]
     if not body or (lacking and not partial):
         shapes = {name: f" ({_size(there)} there, {_size(here)} here)" for name, there, here in match.wrong_shape}
         raise InputError(

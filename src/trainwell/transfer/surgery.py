@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainwell.errors import InputError, nearest
-from trainwell.freezing import freeze, freeze_parameter, thaw
-from trainwell.weights import bare, is_weight, parameters_of_norms
+from trainwell.freezing import freeze_parameters, thaw
+from trainwell.weights import bare, is_weight, is_within, parameters_of_norms
 
 _USUAL = ("fc", "classifier", "head", "heads")
 _STAGES = 5  # a model is taken apart until it has so many
@@ -138,12 +138,12 @@ def _named(model: nn.Module, name: str) -> nn.Module:
     return modules[name]
 
 
-class _Enough(Exception):
-    """The forward pass has come to the last layer."""
+class Reached(Exception):
+    """The forward pass has come to where it is to end, with what comes there: the layer's first argument."""
 
-    def __init__(self, inputs: Any) -> None:
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.value = [*args, *kwargs.values()][0]
 
 
 def head_inputs(model: nn.Module, x: Any) -> Tensor:
@@ -168,13 +168,13 @@ def head_inputs(model: nn.Module, x: Any) -> Tensor:
     name = find_head(model)
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Enough([*args, *kwargs.values()][0])
+        raise Reached(args, kwargs)
 
     hook = model.get_submodule(name).register_forward_pre_hook(stop, with_kwargs=True)
     try:
         model(x)
-    except _Enough as enough:
-        inputs: Tensor = enough.inputs
+    except Reached as reached:
+        inputs: Tensor = reached.value
         return inputs
     finally:
         hook.remove()
@@ -250,7 +250,7 @@ class _Parts:
         return [part for key in [*own, *children] if self.within(part := f"{name}.{key}".lstrip("."), self.parameters)]
 
     def within(self, part: str, names: Iterable[str]) -> list[str]:
-        return [name for name in names if f"{name}.".startswith(f"{part}.")]
+        return [name for name in names if is_within(name, part)]
 
     def size(self, part: str) -> int:
         return sum(self.parameters[name].numel() for name in self.within(part, self.parameters))
@@ -305,8 +305,9 @@ def _is_chain(module: nn.Module) -> bool:
 def freeze_all_but(model: nn.Module, top: int) -> list[str]:
     """Freezes the stages of a model but for the last few, which are thawed; see `stages` and `trainwell.freezing`.
 
-    Modules all of whose parameters are frozen are frozen whole, with the dropout in them. What has no parameters and
-    stands beside the stages, like a dropout before the last layer, goes on as before.
+    Modules all of whose parameters are frozen are frozen whole, with the dropout in them, as are the statistics of a
+    batch norm without parameters below the first stage that is trained. Other things without parameters that stand
+    beside the stages, like a dropout before the last layer, go on as before.
 
     Args:
         model: the model.
@@ -327,15 +328,10 @@ def freeze_all_but(model: nn.Module, top: int) -> list[str]:
     if not 1 <= top <= len(found):
         raise InputError(f"top is {top}: the model has {len(found)} stages, of which 1 to {len(found)} can be trained")
     names = [name for stage in found[:-top] for name in stage]
-    parameters = [name for name, _ in model.named_parameters()]
-    frozen = {name for name in parameters if any(f"{name}.".startswith(f"{part}.") for part in names)}
     thaw(model)
-    for name in frozen:
-        freeze_parameter(model, name)
-    for prefix, module in model.named_modules():
-        own = {name for name in parameters if f"{name}.".startswith(f"{prefix}.")}
-        if own and own <= frozen:
-            freeze(module)
+    freeze_parameters(
+        model, {name for name, _ in model.named_parameters() if any(is_within(name, part) for part in names)}
+    )
     return names
 
 

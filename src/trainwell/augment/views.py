@@ -171,7 +171,7 @@ def samples(augment: Augment, count: int, seed: int = 0) -> list[View]:
     return [View(draws[number : number + 1], augment) for number in range(count)]
 
 
-def average(text: str, augment: Augment, size: int, flip: bool = True) -> list[View]:
+def parse_views(text: str, augment: Augment, size: int, flip: bool = True) -> list[View]:
     """Reads which views a prediction is to be averaged over.
 
     Args:
@@ -185,8 +185,10 @@ def average(text: str, augment: Augment, size: int, flip: bool = True) -> list[V
         InputError: a name is none of these, there twice, or `flips` without `flip`; or a number is missing or out of
             place.
 
-    >>> len(average("ten-crop,samples:8", Augment(rotate=5), 32)), len(average("ten-crop", Augment(), 32, flip=False))
-    (18, 5)
+    >>> len(parse_views("ten-crop,samples:8", Augment(rotate=5), 32))
+    18
+    >>> len(parse_views("ten-crop", Augment(), 32, flip=False))
+    5
     """
     if not isinstance(text, str):
         raise InputError(f"average is text, such as 'ten-crop,samples:8'; it is {text!r}")

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from trainwell.errors import InputError
+from trainwell.metrics.correctness import accuracy, accuracy_interval
 from trainwell.random import key, keys, uniform
-from trainwell.train.metrics import accuracy, accuracy_interval
 
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -16,7 +16,7 @@ LEAST = float(np.finfo(np.float64).eps)  # what a smaller probability counts as 
 BINS = 15
 RESAMPLES = 1_000
 LEVEL = 0.95
-_SUM_WITHIN = 1e-3  # of 1; half precision adds up no better
+SUM_WITHIN = 1e-3  # of 1: what probabilities add up to; half precision adds up no better
 _AT_ONCE = 2**18  # draws that are held in memory
 
 
@@ -197,7 +197,7 @@ def _checked(probabilities: npt.ArrayLike, targets: npt.ArrayLike) -> tuple[Floa
         raise InputError(f"probabilities are (n, classes) and targets (n,), not {p.shape} and {y.shape}")
     if not len(y):
         raise InputError("there is nothing to score: give at least one sample")
-    bad = ~((p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) <= _SUM_WITHIN))  # NaN is bad too
+    bad = ~((p >= 0).all(axis=1) & (np.abs(p.sum(axis=1) - 1) <= SUM_WITHIN))  # NaN is bad too
     if bad.any():
         raise InputError(
             f"row {bad.argmax()} is no probabilities, at least 0 with the sum 1; pass logits through softmax first"

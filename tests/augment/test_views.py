@@ -8,7 +8,7 @@ from torch import nn
 
 import trainwell as tw
 from trainwell import random
-from trainwell.augment import Augment, View, average, flips, multi_scale, samples, shifts, ten_crop
+from trainwell.augment import Augment, View, flips, multi_scale, parse_views, samples, shifts, ten_crop
 from trainwell.augment.warp import warp
 from trainwell.errors import InputError
 from trainwell.images import Images
@@ -40,8 +40,8 @@ def test_without_mirror_images_the_others_are_the_same():
         (shifts(0.2), shifts(0.2, flip=False)),
         (multi_scale((16, 24), 16), multi_scale((16, 24), 16, flip=False)),
         (
-            average("shifts,ten-crop,multi-scale", Augment(), 16),
-            average("shifts,ten-crop,multi-scale", Augment(), 16, False),
+            parse_views("shifts,ten-crop,multi-scale", Augment(), 16),
+            parse_views("shifts,ten-crop,multi-scale", Augment(), 16, False),
         ),
     ):
         assert len(some) == len(whole) // 2
@@ -121,7 +121,7 @@ def test_marginalize_averages_the_probabilities_of_the_views():
 )
 def test_an_average_that_cannot_be_is_refused(text, message):
     with pytest.raises(InputError, match="average") as error:
-        average(text, Augment(), 32)
+        parse_views(text, Augment(), 32)
     assert message in str(error.value)
 
 
@@ -129,7 +129,7 @@ def test_mirror_images_that_training_did_not_show_are_refused_and_what_to_take_i
     with pytest.raises(
         InputError, match="flips are mirror images, of which training showed none: take shifts, ten-crop"
     ):
-        average("ten-crop,flips", Augment(), 32, flip=False)
+        parse_views("ten-crop,flips", Augment(), 32, flip=False)
 
 
 @pytest.mark.parametrize("size", [0, -3, 24.0, (24, 32), True, "24"])
@@ -145,7 +145,7 @@ def test_no_samples_are_refused(count):
 
 
 def test_words_for_views_may_be_written_as_in_python():
-    assert len(average("ten_crop, flips", Augment(), 32)) == 12
+    assert len(parse_views("ten_crop, flips", Augment(), 32)) == 12
     with pytest.raises(InputError, match="crops of 32 do not fit images whose short side is 16"):
         ten_crop(32, short_side=16)
     with pytest.raises(InputError, match=r"crops of \(24, 24\) do not fit images of 20 by 26: give a short_side"):

@@ -12,8 +12,8 @@ from scipy import special, stats
 from sklearn import metrics
 
 from trainwell import InputError
-from trainwell.train.metrics import accuracy_interval, bootstrap_interval
-from trainwell.train.scores import brier_score, calibration_error, gain, log_loss, scores
+from trainwell.metrics.calibration import brier_score, calibration_error, gain, log_loss, scores
+from trainwell.metrics.correctness import accuracy_interval, bootstrap_interval
 
 SEEDS = st.integers(0, 10_000)
 NAMES = ["accuracy", "log_loss", "brier_score", "calibration_error"]

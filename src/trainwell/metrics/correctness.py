@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainwell.errors import InputError
 from trainwell.random import key, keys, uniform
 
 Ints = npt.NDArray[np.int64]
@@ -25,16 +26,16 @@ def accuracy(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> float:
         A number in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit, or there are no samples.
+        InputError: If the shapes do not fit, or there are no samples.
 
     >>> accuracy([[0.9, 0.1], [0.4, 0.6]], [0, 0])
     0.5
     """
     outputs, targets = np.asarray(outputs), np.asarray(targets)
     if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
-        raise ValueError(f"outputs are (n, classes) and targets (n,), not {outputs.shape} and {targets.shape}")
+        raise InputError(f"outputs are (n, classes) and targets (n,), not {outputs.shape} and {targets.shape}")
     if not len(targets):
-        raise ValueError("accuracy needs at least one sample")
+        raise InputError("accuracy needs at least one sample")
     return float((outputs.argmax(axis=1) == targets).mean())
 
 
@@ -49,7 +50,7 @@ def recalls(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> Floats:
         Numbers in [0, 1] or NaN, shape `(classes,)`.
 
     Raises:
-        ValueError: If the shapes do not fit, there are no samples, or a target is no class.
+        InputError: If the shapes do not fit, there are no samples, or a target is no class.
 
     >>> recalls([[0.9, 0.1, 0], [0.4, 0.6, 0], [0.2, 0.8, 0]], [0, 0, 1])
     array([0.5, 1. , nan])
@@ -58,7 +59,7 @@ def recalls(outputs: npt.ArrayLike, targets: npt.ArrayLike) -> Floats:
     outputs, targets = np.asarray(outputs), np.asarray(targets)
     classes = outputs.shape[1]
     if targets.min() < 0 or targets.max() >= classes:
-        raise ValueError(f"targets are from 0 to {classes - 1}, not {targets.min()} to {targets.max()}")
+        raise InputError(f"targets are from 0 to {classes - 1}, not {targets.min()} to {targets.max()}")
     counts = np.bincount(targets, minlength=classes)
     right = np.bincount(targets, outputs.argmax(axis=1) == targets, classes)
     found: Floats = np.divide(right, counts, out=np.full(classes, np.nan), where=counts > 0)
@@ -91,16 +92,16 @@ def average_precision(scores: npt.ArrayLike, targets: npt.ArrayLike) -> Floats:
         Numbers in [0, 1], shape `(labels,)`; NaN where no sample has the label.
 
     Raises:
-        ValueError: If the shapes do not fit, a target is neither 0 nor 1, or a score is NaN.
+        InputError: If the shapes do not fit, a target is neither 0 nor 1, or a score is NaN.
 
     >>> average_precision([[0.9, 0.2], [0.8, 0.1], [0.7, 0.4]], [[1, 0], [0, 0], [1, 0]]).round(3)
     array([0.833,   nan])
     """
     scores, targets = np.asarray(scores, np.float64), np.asarray(targets)
     if scores.ndim != 2 or targets.shape != scores.shape:
-        raise ValueError(f"scores and targets are both (n, labels), not {scores.shape} and {targets.shape}")
+        raise InputError(f"scores and targets are both (n, labels), not {scores.shape} and {targets.shape}")
     if not np.isin(targets, (0, 1)).all() or np.isnan(scores).any():
-        raise ValueError("targets are 0 or 1 for each label, and scores are numbers")
+        raise InputError("targets are 0 or 1 for each label, and scores are numbers")
     truth = targets == 1
     found = np.full(scores.shape[1], np.nan)
     for label in np.flatnonzero(truth.any(axis=0)):
@@ -126,23 +127,23 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
         The lower and the upper end, in [0, 1].
 
     Raises:
-        ValueError: If an argument is out of range.
+        InputError: If an argument is out of range.
 
     >>> low, high = wilson_interval(98, 100)
     >>> round(low, 3), round(high, 3)
     (0.93, 0.994)
     """
     if n < 1:
-        raise ValueError(f"an interval needs at least one try, not n={n}")
+        raise InputError(f"an interval needs at least one try, not n={n}")
     if not 0 <= successes <= n:
-        raise ValueError(f"successes are between 0 and n={n}, not {successes}")
+        raise InputError(f"successes are between 0 and n={n}, not {successes}")
     z = _normal_quantile(level)
     return _wilson(successes / n, z * z / n)
 
 
 def _normal_quantile(level: float) -> float:
     if not 0 < level < 1:
-        raise ValueError(f"level is between 0 and 1, not {level}")
+        raise InputError(f"level is between 0 and 1, not {level}")
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
@@ -186,7 +187,7 @@ def accuracy_interval(
         The lower and the upper end, in [0, 1]. They are 0 and 1 if there is a single group of several samples.
 
     Raises:
-        ValueError: If the shapes do not fit, there are no samples, or the level is out of range.
+        InputError: If the shapes do not fit, there are no samples, or the level is out of range.
 
     >>> right = [True] * 90 + [False] * 10
     >>> [round(end, 3) for end in accuracy_interval(right)]
@@ -218,7 +219,7 @@ def balanced_accuracy_interval(
         The lower and the upper end, in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit, there are no samples, or the level is out of range.
+        InputError: If the shapes do not fit, there are no samples, or the level is out of range.
 
     >>> right, targets = [True] * 85 + [False] * 5 + [True] * 6 + [False] * 4, [0] * 90 + [1] * 10
     >>> [round(end, 3) for end in balanced_accuracy_interval(right, targets)]
@@ -227,9 +228,9 @@ def balanced_accuracy_interval(
     right, targets = np.asarray(right, bool), np.asarray(targets)
     if right.ndim != 1 or targets.shape != right.shape or np.shape(right if groups is None else groups) != right.shape:
         shapes = [right.shape, targets.shape, *([] if groups is None else [np.shape(groups)])]
-        raise ValueError(f"right, targets and groups have one entry a sample, not {', '.join(map(str, shapes))}")
+        raise InputError(f"right, targets and groups have one entry a sample, not {', '.join(map(str, shapes))}")
     if not len(right):
-        raise ValueError("an interval needs at least one sample")
+        raise InputError("an interval needs at least one sample")
     _, class_of, counts = np.unique(targets, return_inverse=True, return_counts=True)
     rates = np.bincount(class_of, right) / counts
 
@@ -286,13 +287,13 @@ def indistinguishable(accuracy: float, n: int, level: float = 0.95) -> tuple[flo
         The lowest and the highest of these accuracies, in [0, 1].
 
     Raises:
-        ValueError: If an argument is out of range.
+        InputError: If an argument is out of range.
 
     >>> [round(end, 3) for end in indistinguishable(0.95, 120)]
     [0.879, 0.992]
     """
     if n < 1 or not 0 <= accuracy <= 1:
-        raise ValueError(f"an accuracy is between 0 and 1 on at least one sample, not {accuracy} on {n}")
+        raise InputError(f"an accuracy is between 0 and 1 on at least one sample, not {accuracy} on {n}")
     a = 2 * _normal_quantile(level) ** 2 / n
     # With q = p + d: (1 + a/4) d² - a (1 - 2p)/2 d - a p (1 - p) = 0
     b, c = a * (1 - 2 * accuracy) / 2, a * accuracy * (1 - accuracy)
@@ -336,7 +337,7 @@ def bootstrap_interval(
         groups: The group of each sample, shape `(n,)`, any integers; without them every sample is on its own.
 
     Raises:
-        ValueError: If `groups` has another shape.
+        InputError: If `groups` has another shape.
 
     >>> outputs, targets, groups = torch.tensor([1.0, 1.0, 2.0, 2.0]), torch.zeros(4), [7, 7, 8, 8]
     >>> bootstrap_interval(lambda o, t: float((o - t).mean()), outputs, targets, groups=groups)
@@ -344,7 +345,7 @@ def bootstrap_interval(
     """
     group_of: npt.ArrayLike = range(len(targets)) if groups is None else groups
     if np.shape(group_of) != (len(targets),):
-        raise ValueError(f"groups has one entry for each of {len(targets)} samples, not {np.shape(group_of)}")
+        raise InputError(f"groups has one entry for each of {len(targets)} samples, not {np.shape(group_of)}")
     _, first, group_of, sizes = np.unique(group_of, return_index=True, return_inverse=True, return_counts=True)
     members = np.argsort(group_of, kind="stable")  # group by group; each begins at:
     begins, by_appearance = sizes.cumsum() - sizes, np.argsort(first)

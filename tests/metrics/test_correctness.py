@@ -12,7 +12,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, recall_score
 
 from trainwell.data.split import folds
-from trainwell.train.metrics import (
+from trainwell.metrics.correctness import (
     accuracy,
     accuracy_interval,
     average_precision,
