@@ -236,7 +236,7 @@ IN_USE = {
         float(made["pull"].penalty().detach()) > 0
         and [g["weight_decay"] for g in made["optimizer"].param_groups] == [0, 0.01]
     ),
-    "probes": lambda made: made["best"] in made["probes"] and [one.stage for one in made["probes"]] == ["1"],
+    "probes": lambda made: made["chosen"] in made["probes"] and [one.stage for one in made["probes"]] == ["1"],
     "plan": lambda made: {"linear"} < {one.name for one in made["plan"].candidates},
 }
 NOTHING_LEARNED = ("lr_range", "probes", "plan")  # the model is as it was
@@ -457,7 +457,7 @@ def test_the_commands_are_understood(card):
         assert (prompt, program) == ("$", "trainwell")
         command = cli._parsed(words)
         if isinstance(command, cli.Predict):
-            assert augment.average(command.average, augment.standard(), 32)
+            assert augment.parse_views(command.average, augment.standard(), 32)
             continue
         assert command.source == "photos/"
         told.append(vars(command.recipe) | {"members": getattr(command, "members", None)})

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -91,6 +92,11 @@ def test_a_dry_run_checks_and_keeps_nothing(capsys, tmp_path, monkeypatch):
         (["fit", "digits", "--recipe-file", "gone.toml"], "gone.toml: no recipe"),
         (["predict", "gone", "a.jpg"], "gone holds no run"),
         (["report", "gone"], "gone holds no run"),
+        (["fit", "digits", "--out", "a", "--resume", "--overwrite"], "give one of them"),
+        (["fit", "digits", "--val", "inf"], "val must be a fraction"),
+        (["fit", "~nobody-of-that-name/photos"], "nobody of that name has a home here"),
+        (["fit", __file__], "is no folder, no table"),
+        (["cache", "--older-than-days", "3"], "give both"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(words, message, capsys, tmp_path, monkeypatch):
@@ -130,6 +136,38 @@ def test_predict_as_table_csv_and_json(capsys, run, images):
     told = json.loads(call(capsys, *words)[1])
     assert [row["class"] for row in told] == ["0", "1"]
     assert sum(told[0]["probabilities"][str(k)] for k in range(10)) == pytest.approx(1, abs=2e-3)
+
+
+@pytest.mark.parametrize("targets", [["age"], ["age", "size"]])
+def test_predict_numbers(targets, capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    lines = [",".join(["file", *targets])]
+    for number in range(24):
+        Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(",".join([f"{number}.png", *(f"{value:.3f}" for value in rng.random(len(targets)))]))
+    (tmp_path / "table.csv").write_text("\n".join(lines))
+    words = [
+        "--label-column",
+        ",".join(targets),
+        "--model",
+        "resnet8",
+        "--epochs",
+        "1",
+        "--folds",
+        "1",
+        "--threads",
+        "1",
+    ]
+    out = tmp_path / "run"
+    assert call(capsys, "fit", tmp_path / "table.csv", "--out", out, *words, "--quiet")[0] == 0
+    code, told, _ = call(capsys, "predict", out, tmp_path / "0.png", "--format", "csv")
+    [row] = csv.DictReader(io.StringIO(told))
+    assert code == 0
+    assert [*row] == ["file", *(targets if len(targets) > 1 else ["output 0"])]
+    assert all(np.isfinite(float(row[name])) for name in [*row][1:])
+    code, _, err = call(capsys, "predict", out, tmp_path / "0.png", "--probabilities")
+    assert code == 2
+    assert "leave out --probabilities" in err
 
 
 def test_report_is_written_anew(capsys, run):

@@ -90,8 +90,27 @@ def test_a_fold_that_is_lost_is_trained_anew(run, tmp_path):
     shutil.copytree(run.path, out)
     for path in (out / "result.json", out / "folds/3"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(tw.InputError, match=r"folds/3|folds.3"):
-        tw.resume(out, data=(X, Y), quiet=True)
+    tw.resume(out, data=(X, Y), quiet=True)
+    _same_bits(run.path, out)
+
+
+def test_the_folds_of_divided_data_cannot_be_made_again(run, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(run.path, out)
+    for path in (out / "result.json", out / "folds/3"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    with pytest.raises(tw.InputError, match="divided already: give the source"):
+        tw.resume(out, data=tw.load((X, Y), folds=5), quiet=True)
+
+
+def test_why_there_is_no_cross_validation_is_told_and_a_test_part_can_be_asked_for(tmp_path):
+    lonely = np.where(np.arange(90) == 5, 3, Y)
+    one = tw.fit((X, lonely), out=tmp_path / "one", **QUICK)
+    assert "folds" not in one.result
+    assert any("no cross-validation, because class '3' has one sample" in item["text"] for item in one.info["notices"])
+    two = tw.fit((X, Y), out=tmp_path / "two", test=0.15, **QUICK)  # which is the default of a single split
+    assert "folds" not in two.result
+    assert two.info["sizes"]["test"] == 14
 
 
 class Net(nn.Sequential):

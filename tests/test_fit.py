@@ -198,6 +198,54 @@ def test_a_check_tells_of_a_model_that_cannot_learn_and_of_a_bad_start():
     assert not found.starts_at_chance
 
 
+@pytest.mark.filterwarnings("ignore:the metric 'broken' failed")
+def test_a_metric_that_has_no_answer_for_some_draws_costs_no_run(tmp_path):
+    from sklearn.metrics import roc_auc_score
+
+    def auc(outputs, targets):
+        return float(roc_auc_score(targets, outputs[:, 1])) if len(targets.unique()) > 1 else float("nan")
+
+    def strict(outputs, targets):
+        if len(targets.unique()) < 2:
+            raise ValueError("only one class")
+        return auc(outputs, targets)
+
+    def broken(outputs, targets):
+        if len(targets) == 5:  # the test part
+            raise ValueError("too few")
+        return 1.0
+
+    rows = np.flatnonzero(Y < 2)[:40]
+    run = tw.fit((X[rows], Y[rows]), out=tmp_path / "run", metrics={"auc": auc, "strict": strict, "broken": broken},
+                 folds=1, test=5, val=10, epochs=2, threads=1, quiet=True)  # fmt: skip
+    low, high = run.result["metrics"]["test_auc"]["interval"]
+    assert 0 <= low <= run.result["metrics"]["test_auc"]["value"] <= high <= 1
+    assert run.result["metrics"]["test_strict"] == run.result["metrics"]["test_auc"]
+    assert run.result["metrics"]["test_broken"] == {"value": None, "interval": [None, None]}
+    assert run.report().exists()
+
+
+def test_a_recipe_in_the_folder_is_not_taken_for_a_runs(tmp_path):
+    (tmp_path / "recipe.toml").write_text("# mine\nepochs = 1\n")
+    with pytest.raises(tw.InputError, match=r"not empty and holds no run \(recipe.toml\)"):
+        tw.fit((X, Y), out=tmp_path, recipe=tmp_path / "recipe.toml", quiet=True)
+    assert (tmp_path / "recipe.toml").read_text().startswith("# mine")
+
+
+def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(tw.InputError, match="lies in the folder of the images"):
+        tw.fit(".", quiet=True)
+
+
+def test_copies_among_arrays_stay_on_one_side(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    data = tw.load((np.concatenate([images, images]), np.arange(60) % 2), val=9, test=9)
+    sides = [set((part.indices % 30).tolist()) for part in data.parts.values()]
+    assert sum(map(len, sides)) == 30
+    assert data.notices[0].text.startswith("60 images are the same as others (rows 0 and 30)")
+
+
 # ------------------------------------------------------------------ resuming, and what is refused
 
 

@@ -57,6 +57,27 @@ def test_a_folder_files_and_arrays_give_the_same_predictions(run, folder):
     np.testing.assert_allclose(whole.outputs.sum(1), 1, atol=1e-5)
 
 
+def test_a_folder_is_read_as_fit_reads_it(run, folder, tmp_path):
+    (tmp_path / "here" / ".thumbs").mkdir(parents=True)
+    shutil.copy(folder / "red/1.png", tmp_path / "here/.thumbs/1.png")
+    shutil.copy(folder / "red/1.png", tmp_path / "here/1.png")
+    (tmp_path / "here/linked").symlink_to(folder / "blue", target_is_directory=True)
+    (tmp_path / "here/circle").symlink_to(tmp_path / "here", target_is_directory=True)
+    found = run.predict(tmp_path / "here")
+    assert len(found.names) == 31
+    assert not any(".thumbs" in name for name in found.names)
+
+
+def test_one_picture_is_one_sample(run, folder):
+    picture = Image.open(folder / "red/1.png")
+    assert run.predict(picture).labels == ["red"]
+    assert len(run.predict(file for file in [folder / "red/1.png"]).labels) == 1
+    with pytest.raises(tw.InputError, match=r"give one image as image\[None\]"):
+        run.predict(np.asarray(picture))
+    with pytest.raises(tw.InputError, match="nothing to predict"):
+        run.predict(None)
+
+
 def test_predictions_of_a_grey_model_on_coloured_files(tmp_path):
     digits = tw.fit("digits", folds=1, out=tmp_path / "run", epochs=6, threads=1, quiet=True)
     image = tw.load("digits").images[0]

@@ -53,7 +53,7 @@ OTHERS: dict[str, tuple[Callable[..., Any], ...]] = {
     "augmentation": (augment.Augment,),
     "colour": (augment.principal_components,),
     "test_time": (
-        augment.flips, augment.shifts, augment.ten_crop, augment.multi_scale, augment.samples, augment.average,
+        augment.flips, augment.shifts, augment.ten_crop, augment.multi_scale, augment.samples, augment.parse_views,
     ),
     "ema": (ensemble.EMA,),
     "swa": (ensemble.SWA, ensemble.LatestK, ensemble.refresh_batchnorm),

@@ -11,14 +11,14 @@ from torch import nn
 from trainwell import run_ensemble
 from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide
-from trainwell.data.sources import read
+from trainwell.data.sources import absolute, read
 from trainwell.errors import InputError, in_one_line
 from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
 from trainwell.train import hardware, losses, pretrained
 from trainwell.train.asked import changed, read_data, told_apart
 from trainwell.train.choice import Choice
-from trainwell.train.cross_validation import cross_validates, pooled, train_folds
+from trainwell.train.cross_validation import cross_validates, folds_done, pooled, train_folds
 from trainwell.train.custom import Custom
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
@@ -97,12 +97,13 @@ def fit(
     given, loading = told_apart(recipe, options, _NAMES)
     custom = Custom(model, loss, metrics or {})
     asked = changed(loading, folds)
-    folder = Path(out) if out is not None else unused_folder(source)
+    folder = absolute(out) if out is not None and str(out).startswith("~") else Path(out or unused_folder(source))
     if resume and (folder / "run.json").exists():
         _refuse_other(folder, given.changes() | asked)
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
     if source is None:
         raise InputError(f"{folder} holds no run to go on with; give the data to start one")
+    _refuse_within(folder, source)
     with at_work_in(folder) as work, Display(quiet) as display:
         refuse_used(folder, overwrite)
         samples, data = read_data(source, asked, folds, quiet)
@@ -276,8 +277,13 @@ def _train(
     folder = work.folder
     assert folder is not None
     work.doing, work.recipe = "training", trainer.recipe
-    if cross_validates(data) and trainer.step == 0:
-        assert samples is not None
+    if cross_validates(data) and not folds_done(folder, data):
+        if samples is None:
+            raise InputError(
+                "folds are trained on the source itself, and these data are divided already: give the source"
+            )
+        if custom.model is not None and trainer.step > 0:
+            raise InputError(f"a fold of {folder} is missing, and what your model began with is gone: start a new run")
         count = data.options["folds"]
         display.say(
             f"cross-validation: {count} models, each judged on a fold that it has not seen, then the one that is kept, "
@@ -314,6 +320,12 @@ def _of_snapshots(folder: Path, model: nn.Module) -> str:
     ensemble = run_ensemble.Ensemble(folder, model)
     ensemble.report()
     return f"of the snapshots and the weights that were kept, {sentence_of_ensemble(ensemble.about)}"
+
+
+def _refuse_within(folder: Path, source: Any) -> None:
+    """Refuses a run's folder among the images, of which it would be a class."""
+    if isinstance(source, str | Path) and (data := absolute(source)).is_dir() and data in folder.absolute().parents:
+        raise InputError(f"{folder} lies in the folder of the images, {data}: choose an --out elsewhere")
 
 
 def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:
@@ -366,7 +378,7 @@ def _resume(
         work.how = how
         samples, data = _read_again(run, data, quiet)
         if data.fingerprint != run.info["fingerprint"]:
-            raise InputError(f"the data in {run.info['source']} are not what {folder} was trained on; start a new run")
+            raise InputError(f"the data in {data.source} are not what {folder} was trained on; start a new run")
         work.doing, work.recipe = "building the model", run.recipe
         custom = dataclasses.replace(
             custom, backbone=pretrained.read(folder, run.info.get("backbone"), run.info["model"]),

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import functools
 import io
+import itertools
 import json
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,11 +31,11 @@ _GIVE_DATA = 'give a folder of class folders, a table, an .npz file, or "digits"
 class Loading:
     """What to load, and how to divide it."""
 
-    val: float = 0.15
-    """fraction (below 1) or number of samples to choose on, where the source has no val/"""
+    val: float | None = None
+    """fraction (below 1) or number of samples to choose on, where the source has no val/; by default 0.15"""
 
-    test: float = 0.15
-    """fraction or number of samples to judge by, once, at the end, where the source has no test/"""
+    test: float | None = None
+    """fraction or number of samples to judge by, once, at the end, where the source has no test/; by default 0.15"""
 
     split_seed: int = 0
     """chooses which samples those are"""
@@ -68,7 +70,8 @@ class Loading:
 
     def options(self) -> dict[str, Any]:
         """Returns the options as `trainwell.fit` takes them."""
-        return vars(self) | {"val": _size(self.val), "test": _size(self.test)}
+        sizes = {name: _size(size) for name in ("val", "test") if (size := getattr(self, name)) is not None}
+        return {name: value for name, value in vars(self).items() if name not in ("val", "test")} | sizes
 
 
 @dataclass
@@ -120,6 +123,8 @@ class Fit:
         """Trains, resumes or checks."""
         from trainwell import api
 
+        if self.resume and self.overwrite:
+            raise InputError("--resume goes on with a run, and --overwrite removes it: give one of them")
         if self.resume and self.out is None:
             raise InputError("--resume needs --out, the folder of the run to go on with")
         if self.source is None and not self.resume:
@@ -283,6 +288,8 @@ class Cache:
         """Prints what is there, or how much was freed."""
         from trainwell.data import cache
 
+        if self.older_than_days and not self.clear:
+            raise InputError("--older-than-days says what --clear spares: give both")
         if not (0 <= self.older_than_days < float("inf")):
             raise InputError(f"older_than_days must be at least 0; it is {self.older_than_days}")
         if self.clear:
@@ -377,24 +384,26 @@ def _recipe_in(words: list[str]) -> Recipe:
 
 def _size(given: float) -> float:
     """Returns a size of a part as `load` takes it: a fraction below 1, or a whole count."""
-    return int(given) if given >= 1 and given == int(given) else given
+    return int(given) if given >= 1 and math.isfinite(given) and given == int(given) else given
 
 
 def _rows(predictions: "Predictions", probabilities: bool) -> list[dict[str, Any]]:
     """Returns one row an image: its file, the class and its probability, or what else the model puts out."""
     rows: list[dict[str, Any]] = []
     several = predictions.classes and predictions.task == "multilabel"
-    told = predictions.label_sets if several else predictions.labels if predictions.classes else []
+    values = predictions.task == "regression"
+    told = predictions.label_sets if several else [] if values else predictions.labels
+    if values and probabilities:
+        raise InputError("the model's answers are numbers, which have no probabilities: leave out --probabilities")
     for number, (name, output) in enumerate(zip(predictions.names, predictions.outputs.tolist(), strict=True)):
         row: dict[str, Any] = {"file": name}
         if several:
             row["labels"] = "|".join(told[number])
-        elif predictions.classes:
+        elif not values:
             row |= {"class": told[number], "probability": round(max(output), 4)}
         else:
-            row |= {
-                f"output {place}": value for place, value in enumerate(output if isinstance(output, list) else [output])
-            }
+            numbers = output if isinstance(output, list) else [output]
+            row |= dict(zip(predictions.classes or (f"output {k}" for k in itertools.count()), numbers, strict=False))
         if probabilities:
             chances = zip(predictions.classes, output, strict=False)
             row["probabilities"] = {label: round(value, 4) for label, value in chances}

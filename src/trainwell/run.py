@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from trainwell.augment import Augment, View, parse, parse_views
 from trainwell.data.arrays import array as as_array
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Part, Skipped
+from trainwell.data.folder import files_below
 from trainwell.ensemble import marginalize
 from trainwell.errors import InputError, in_one_line, is_out_of_memory
 from trainwell.images import Images
@@ -27,6 +29,7 @@ from trainwell.train.evaluate import outputs_of
 from trainwell.train.losses import aligned
 from trainwell.train.recipe import Recipe
 
+_SHORT_SIDE = 256  # of images that a model of arrays is shown: they are held in memory before they are resized
 _FILES_AT_ONCE = 512  # decoded and predicted together, so that a large folder does not fill the memory
 
 
@@ -177,7 +180,10 @@ class Run:
 
         path, about = self.path / self._weights, self.info["model"]
         if not path.exists():
-            raise InputError(f"{self.path} has no model yet; go on with `trainwell fit --resume --out {self.path}`")
+            again = shlex.join(["trainwell", "fit", "--resume", "--out", str(self.path)])
+            raise InputError(
+                f"{self.path} has no model yet; go on with `{again}`, or tw.resume, if data or code are yours"
+            )
         if isinstance(self._given, str) and self._given != about["name"]:
             raise InputError(f"the model of {self.path} is {about['name']!r}, not {self._given!r}")
         if self._given is None and self.info["given"]["model"]:
@@ -199,8 +205,8 @@ class Run:
         """Returns the model's predictions.
 
         Args:
-            inputs: an image file, a folder, or several of them; or an array or tensor: uint8 images of shape
-                `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)`, or features of shape `(n, …)`.
+            inputs: an image file, a folder, or several of them; an image of Pillow's; or an array or tensor: uint8
+                images of shape `(n, h, w)`, `(n, h, w, c)` or `(n, c, h, w)`, or features of shape `(n, …)`.
             batch_size: how many pass through the model at once.
             average: views of each image that probabilities are averaged over, such as `flips`, `shifts`, `ten-crop`,
                 `multi-scale` or `samples:8`, some draws of the augmentation of training; separated by commas for all of
@@ -213,11 +219,15 @@ class Run:
         """
         if isinstance(inputs, str | Path):
             inputs = [inputs]
-        if isinstance(inputs, Sequence) and inputs and all(isinstance(item, str | Path) for item in inputs):
-            return self._predict_files([Path(item) for item in inputs], batch_size, average)
-        array = as_array(inputs, "inputs")
-        if not len(array):
-            raise InputError("there is nothing to predict: the inputs are empty")
+        if isinstance(inputs, Iterable) and not hasattr(inputs, "shape"):
+            inputs = list(inputs)
+            if inputs and all(isinstance(item, str | Path) for item in inputs):
+                return self._predict_files([Path(item) for item in inputs], batch_size, average)
+        array = as_array(_one_image(inputs), "inputs")
+        if array.ndim == 0 or not len(array):
+            raise InputError("there is nothing to predict: give files, folders, or an array with a row for each sample")
+        if array.ndim == 3 and array.dtype == np.uint8 and self.info["model"]["in_chans"] == 3:
+            raise InputError(f"images are (n, h, w, 3), not {array.shape}: give one image as image[None]")
         names = tuple(str(number) for number in range(len(array)))
         outputs = self._outputs(self._as_samples(array), batch_size, average)
         return Predictions(names, outputs, self.classes, task=self.info["task"])
@@ -256,7 +266,7 @@ class Run:
             decoded = []
             for file in files[start : start + _FILES_AT_ONCE]:
                 try:
-                    image = decode(file, self.info["data_options"].get("short_side"))
+                    image = decode(file, self.info["data_options"].get("short_side") or _SHORT_SIDE)
                 except InputError as error:
                     skipped.append(Skipped(str(file), str(error).removeprefix(f"{file}: ")))
                     continue
@@ -342,6 +352,15 @@ def _seen(batches: Batches, view: View, rows: torch.Tensor) -> torch.Tensor:
     return batches.changed(numbers, view.at(images.shapes[numbers], size)).to(batches.device)
 
 
+def _one_image(inputs: Any) -> Any:
+    """Returns an image of Pillow's as a batch of one; anything else as it is."""
+    from PIL import Image
+
+    if not isinstance(inputs, Image.Image):
+        return inputs
+    return np.asarray(inputs if inputs.mode == "L" else inputs.convert("RGB"))[None]
+
+
 def _in_grey(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """Returns what a model that was trained on grey images can take."""
     from PIL import Image
@@ -353,7 +372,7 @@ def _image_files(paths: Iterable[Path]) -> Iterable[Path]:
     """Yields the files themselves, and of folders every file that is not hidden, in order."""
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+            yield from files_below(path)
         elif path.exists():
             yield path
         else:

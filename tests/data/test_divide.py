@@ -79,7 +79,9 @@ def test_how_many_folds_are_usual(source, count):
     unsaid = ("group_by", "images", "file_column", "label_column", "label_separator", "task", "short_side")
     options = dict.fromkeys(unsaid)
     samples, _ = read(source, options | {"folds": 1}, quiet=True)
-    assert usual_folds(samples) == count
+    found, why = usual_folds(samples)
+    assert found == count
+    assert bool(why) == (len(samples.targets) == 5)
 
 
 # ------------------------------------------------------------------ folders

@@ -78,7 +78,42 @@ def test_whole_numbers_are_classes_and_others_a_regression(photos):
     assert table.read(_csv(photos, "file,y", "p0.png,3.5", "p2.png,12")).targets.tolist() == [3.5, 12.0]
     ages = table.read(_csv(photos, "file,y", "p0.png,3", "p2.png,12"), task="regression")
     assert ages.targets.dtype == np.float32
-    assert table.read(_csv(photos, "file,y", "p0.png,007", "p2.png,12")).targets.tolist() == ["007", "12"]
+    assert table.read(_csv(photos, "file,y", "p0.png,3.5", "p2.png,1e-05")).targets.tolist() == [3.5, np.float32(1e-5)]
+
+
+@pytest.mark.parametrize(
+    "names", [("007", "12"), ("3_1", "3_2"), ("1E5", "2E5"), ("nan", "inf"), ("9" * 20, "8" * 5_000)]
+)
+def test_what_only_looks_like_a_number_is_a_name(names, photos):
+    listed = table.read(_csv(photos, "file,y", f"p0.png,{names[0]}", f"p2.png,{names[1]}"))
+    assert listed.targets.tolist() == list(names)
+
+
+def test_columns_of_which_each_line_has_one_are_classes_where_asked_for(photos):
+    path = _csv(photos, "file,cat,dog", "p0.png,1,0", "p2.png,0,1")
+    assert table.read(path, task="classification").targets.tolist() == ["cat", "dog"]
+    assert table.read(path).labels == ("cat", "dog")
+    with pytest.raises(tw.InputError, match="do not hold one 1 a line"):
+        table.read(_csv(photos, "file,cat,dog", "p0.png,1,1", "p2.png,0,1"), task="classification")
+
+
+def test_lists_of_numbers(photos):
+    lines = '{{"file":"p0.png","label":{}}}\n{{"file":"p2.png","label":{}}}'
+    listed = table.read(_write(photos, lines.format("[0.5, 1]", "[2, 3]"), "a.jsonl"))
+    assert _labels(listed) == {"p0.png": [0.5, 1], "p2.png": [2, 3]}
+    listed = table.read(_write(photos, lines.format("[4, 1]", "[2, 3]"), "a.jsonl"), task="regression")
+    assert _labels(listed) == {"p0.png": [4, 1], "p2.png": [2, 3]}
+    assert table.read(_write(photos, lines.format("[4, 1]", "[4]"), "a.jsonl")).labels == ("1", "4")  # labels 1 and 4
+    with pytest.raises(tw.InputError, match="not in every line as many"):
+        table.read(_write(photos, lines.format("[0.5, 1]", "[2]"), "a.jsonl"))
+
+
+def test_names_as_cameras_and_people_write_them(photos):
+    (photos / "p4.png").rename(photos / "p4.PNG")
+    (photos / "p6").mkdir()
+    lines = '{"file": "p4", "label": "a\u2028b"}\n{"file": "p6", "label": "c"}\n{"file": "in/../p0.png", "label": "d"}'
+    listed = table.read(_write(photos, lines, "a.jsonl"))
+    assert _labels(listed) == {"p4.PNG": "a\u2028b", "p6.png": "c", "p0.png": "d"}
 
 
 @pytest.mark.parametrize(

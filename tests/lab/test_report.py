@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import re
+import tomllib
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.metrics import confusion_matrix
 from pages import HOSTILE, browse, charts_of, needs_browser, without_plotly, words_of
 from trainwell.errors import InputError
 from trainwell.lab.report import write_report
+from trainwell.train.recipe import Recipe
 
 
 def make_run(path, task="classification", classes=("cat", "dog", "owl"), epochs=5, samples=100, wrong=9, ended=True):
@@ -225,6 +227,16 @@ def test_a_run_that_is_going(tmp_path):
     assert "In progress: 5 epochs, 125 of 200 steps, done." in words
     assert "At best 96.3 % of the validation images right, after epoch 5." in words
     assert list(charts_of(page)) == ["curve-0", "curve-1", "rate"]
+
+
+def test_the_best_so_far_of_a_metric_that_shall_fall(tmp_path):
+    run = make_run(tmp_path / "run", ended=False)
+    recipe = tomllib.loads((run / "recipe.toml").read_text()) | {"monitor": "val_mae", "monitor_mode": "min"}
+    Recipe.from_dict(recipe).save(run / "recipe.toml")
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    told = [row | {"val_mae": value} for row, value in zip(rows, (5, 3, 1, 2, 4), strict=True)]
+    (run / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in told))
+    assert "after epoch 3." in words_of(page_of(run))
 
 
 def test_a_run_before_its_first_epoch(tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from trainwell.data.dataset import Samples
+from trainwell.data.dataset import Notice, Samples
 from trainwell.data.folder import PARTS
 from trainwell.errors import InputError, nearest
 from trainwell.images import Images
@@ -130,7 +130,25 @@ def samples(given: Pairs, source: str) -> Samples:
     digest = hashlib.blake2b(digest_size=16)
     for values in (inputs.shapes, inputs.pixels) if isinstance(inputs, Images) else (np.array(inputs.shape), inputs):
         digest.update(np.ascontiguousarray(values).reshape(-1).data)
-    return Samples(inputs, targets, rows, task, classes, digest.digest(), groups=groups)
+    twins = _copies(inputs) if isinstance(inputs, Images) else None
+    notices: tuple[Notice, ...] = ()
+    if twins is not None:
+        count, (first, second) = len(np.unique(twins)), twins[0]
+        text = f"{count} images are the same as others (rows {first} and {second}); a split keeps those together"
+        notices = (Notice("duplicates", text),)
+    return Samples(inputs, targets, rows, task, classes, digest.digest(), notices=notices, groups=groups, twins=twins)
+
+
+def _copies(images: Images) -> npt.NDArray[np.int64] | None:
+    """Returns pairs of rows that hold the same image, `(m, 2)`: each with the next one like it; `None` if none do."""
+    last: dict[bytes, int] = {}
+    pairs = []
+    for row in range(len(images)):
+        known = hashlib.blake2b(images[row].tobytes() + bytes(images[row].shape), digest_size=16).digest()
+        if known in last:
+            pairs.append((last[known], row))
+        last[known] = row
+    return np.array(pairs, np.int64) if pairs else None
 
 
 def _groups(arrays: list[Array], count: int, source: str) -> npt.NDArray[np.int64] | None:

@@ -22,7 +22,7 @@ class Notice:
     """Something about the data that a person should know, and that stops nothing.
 
     Attributes:
-        kind: "duplicates", "across", "labels", "odd", "unlisted" or "groups".
+        kind: "duplicates", "across", "labels", "odd", "unlisted", "groups" or "folds".
         text: what it is, in one line.
         paths: the samples that it is about.
     """

@@ -16,18 +16,18 @@ _SMALL = 2_000  # samples, below which one test part tells too little
 _FOLDS = 5
 
 
-def usual_folds(samples: Samples) -> int:
+def usual_folds(samples: Samples) -> tuple[int, str]:
     """Returns into how many folds samples are divided where nobody says: 5 if they are few, else 1, a single split.
 
-    A test part that the source itself tells apart is used as it is; so are classes too small to be in every fold.
+    A test part that the source itself tells apart is used as it is. Where folds cannot be made, the second says why.
     """
     if "test" in samples.rows or len(samples.rows["train"]) >= _SMALL:
-        return 1
+        return 1, ""
     try:
         _folds(samples, _FOLDS, 0)
-    except InputError:
-        return 1
-    return _FOLDS
+    except InputError as error:
+        return 1, str(error)
+    return _FOLDS, ""
 
 
 def divide(samples: Samples, options: dict[str, Any]) -> Data:
@@ -94,7 +94,9 @@ def _fold(samples: Samples, count: int, fold: int | None, seed: int) -> tuple[Ro
 
 def _folds(samples: Samples, count: int, seed: int) -> list[Rows]:
     train, groups = samples.rows["train"], _together(samples)
-    return folds(_strata(samples)[train], count, seed=seed, groups=None if groups is None else groups[train])
+    classes = samples.classes if samples.task == "classification" else ()
+    own = None if groups is None else groups[train]
+    return folds(_strata(samples)[train], count, seed=seed, groups=own, classes=classes)
 
 
 def _strata(samples: Samples) -> Rows:

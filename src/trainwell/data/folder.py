@@ -4,6 +4,7 @@ import errno
 import os
 import stat
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -166,6 +167,29 @@ def scan(root: Path) -> tuple[list[File], list[Skipped], list[str]]:
         holds = f"{images} images but no folders" if images else "no folders"
         raise InputError(f"{root} holds {holds}: {LAYOUT}")
     return sorted(files), sorted(skipped, key=lambda one: one.path), sorted(classes, key=class_order)
+
+
+def files_below(root: Path) -> Iterator[Path]:
+    """Yields the files below a folder, in order, but for those that are ignored by `scan`; each folder once.
+
+    Raises:
+        InputError: a folder cannot be opened.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} cannot be opened: {error.strerror}") from error
+
+    read: set[tuple[int, int]] = set()
+    found: list[Path] = []
+    for parent, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        own = Path(parent).stat()
+        if (own.st_dev, own.st_ino) in read:  # a link to what is read already
+            folders.clear()
+            continue
+        read.add((own.st_dev, own.st_ino))
+        folders[:] = sorted(name for name in folders if not _is_clutter(name))
+        found += [Path(parent, name) for name in names if not _is_clutter(name)]
+    yield from sorted(path for path in found if path.is_file())
 
 
 def class_order(name: str) -> tuple[int, int, str]:

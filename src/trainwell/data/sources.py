@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +105,19 @@ def read(source: Any, options: dict[str, Any], quiet: bool = False) -> tuple[Sam
     if isinstance(source, str) and source == "digits":
         return _plain(arrays.samples({"train": _digits()}, source), options, source), options
     if isinstance(source, str | os.PathLike):
-        path = Path(source).expanduser().absolute()
+        path = absolute(source)
         if not path.exists():
             raise InputError(f"there is no file or folder {path}{nearest(str(source), ['digits'])}")
         if path.is_dir() or path.suffix.lower() in table.SUFFIXES:
             short_side = _FOLDER_SHORT_SIDE if options["short_side"] is None else options["short_side"]
-            images = options["images"] and str(Path(options["images"]).expanduser().absolute())
+            images = options["images"] and str(absolute(options["images"]))
             options = options | {"short_side": short_side, "images": images}
             return (_from_folder if path.is_dir() else _from_table)(path, options, quiet), options
+        if path.suffix.lower() not in (".npz", ".npy") and not zipfile.is_zipfile(path):
+            raise InputError(
+                f"{path} is no folder, no table ({', '.join(table.SUFFIXES)}) and no .npz file of arrays: unpack an "
+                "archive first, and save a table as CSV"
+            )
         return _plain(arrays.samples(arrays.read_npz(path), str(path)), options, str(path)), options
     if isinstance(source, Mapping):
         given = arrays.named_parts(source)
@@ -124,6 +130,18 @@ def read(source: Any, options: dict[str, Any], quiet: bool = False) -> tuple[Sam
             'arrays (x, y), {"train": (x, y), …} or "digits"'
         )
     return _plain(arrays.samples(given, "arrays"), options, "arrays"), options
+
+
+def absolute(path: "os.PathLike[str] | str") -> Path:
+    """Returns a path from the root, where `~` is the user's home.
+
+    Raises:
+        InputError: nobody is called as after `~`.
+    """
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise InputError(f"{path}: nobody of that name has a home here; write the path out") from None
 
 
 def _check(options: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Which samples are trained on, chosen by, and tested with."""
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 
 import numpy as np
@@ -71,7 +72,9 @@ def split(
     return train, validation, tests
 
 
-def folds(strata: npt.ArrayLike, k: int, *, seed: int, groups: npt.ArrayLike | None = None) -> list[Rows]:
+def folds(
+    strata: npt.ArrayLike, k: int, *, seed: int, groups: npt.ArrayLike | None = None, classes: Sequence[str] = ()
+) -> list[Rows]:
     """Splits rows into `k` parts, each to be tested with once while the others are trained on (cross-validation).
 
     A function of the seed, the strata and the groups alone. Without groups the sizes of the parts differ by at most 1,
@@ -83,6 +86,7 @@ def folds(strata: npt.ArrayLike, k: int, *, seed: int, groups: npt.ArrayLike | N
         k: how many parts, from 2 to the number of rows (of groups, with groups).
         seed: chooses the parts.
         groups: the group of each row, shape `(n,)`, any integers; without them every row is on its own.
+        classes: what the strata are called, by their numbers.
 
     Returns:
         The rows of each part, sorted. They are disjoint and cover all rows.
@@ -94,7 +98,8 @@ def folds(strata: npt.ArrayLike, k: int, *, seed: int, groups: npt.ArrayLike | N
         >>> [fold.tolist() for fold in folds([0, 0, 0, 0, 1, 1], 2, seed=0)]
         [[1, 3, 4], [0, 2, 5]]
     """
-    names, stratum_of, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    numbers, stratum_of, counts = np.unique(np.asarray(strata), return_inverse=True, return_counts=True)
+    names = [repr(classes[number]) if classes else str(number) for number in numbers]
     total = len(stratum_of)
     group_of = _grouped(groups, total)
     units, unit = (total, "samples") if group_of is None else (int(group_of.max()) + 1, "groups of samples")

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import os
+import posixpath
+import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePath
@@ -27,6 +29,7 @@ _FILE_COLUMNS = ("file", "filename", "file_name", "filepath", "file_path", "path
 _LABEL_COLUMNS = ("label", "labels", "class", "classes", "target", "targets", "category", "categories", "tag", "tags",
                   "y", "species", "diagnosis")  # fmt: skip
 _PART_COLUMNS = ("split", "part", "set", "subset", "fold")
+_MOST_DIGITS = 18  # of whole numbers; longer ones are names
 _SEPARATORS = ("|", ";")  # of several labels in one cell, where nobody says another
 _Row = tuple[int, dict[str, Any]]  # the line's number, and its cells
 
@@ -133,12 +136,12 @@ def _rows(path: Path) -> list[_Row]:
 
 
 def _json_rows(path: Path, text: str) -> Iterator[_Row]:
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # and not at other signs, which a text may hold
         if not line.strip():
             continue
         try:
             cells = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}, is not JSON ({error})") from None
         if not isinstance(cells, dict):
             raise InputError(
@@ -260,12 +263,19 @@ def _found(root: Path, rows: list[_Row], file_in: str) -> tuple[list[tuple[File,
 def _located(root: Path, name: str) -> tuple[str, os.stat_result]:
     """Returns the path inside `root`, and what the system knows of it; the name may lack its ending."""
     for path in dict.fromkeys((name, name.replace("\\", "/"))):
-        path = PurePath(path).as_posix()
-        for ending in ("", *EXTENSIONS) if not path.lower().endswith(EXTENSIONS) else ("",):
+        path = posixpath.normpath(PurePath(path).as_posix())
+        endings = [ending for known in EXTENSIONS for ending in (known, known.upper())]
+        first: tuple[str, os.stat_result] | None = None
+        for ending in ("", *endings) if not path.lower().endswith(EXTENSIONS) else ("",):
             try:
-                return path + ending, (root / (path + ending)).stat()
+                found = path + ending, (root / (path + ending)).stat()
             except FileNotFoundError:
                 continue
+            if stat.S_ISREG(found[1].st_mode):
+                return found
+            first = first or found  # a folder beside a file of its name, perhaps
+        if first:
+            return first
     raise FileNotFoundError(name)
 
 
@@ -306,6 +316,10 @@ def _labelled(
     [name] = labels_in
     cells = [row[1].get(name) for _, row in found]
     between = separator or next((mark for mark in _SEPARATORS if any(mark in _text(cell) for cell in cells)), None)
+    if (task == "regression" and any(isinstance(cell, list) for cell in cells)) or any(map(_has_decimals, cells)):
+        if len({len(cell) if isinstance(cell, list) else 0 for cell in cells}) > 1:
+            raise InputError(f"{path}: {name} holds lists of numbers, but not in every line as many: complete them")
+        return [(file, row, cell) for (file, row), cell in zip(found, cells, strict=True)], []
     several_in_one = (
         task == "multilabel"
         or any(isinstance(cell, list) for cell in cells)
@@ -323,6 +337,11 @@ def _labelled(
         else:
             skipped.append(Skipped(file.path, f"no label (line {row[0]})"))
     return labelled, skipped
+
+
+def _has_decimals(cell: Any) -> bool:
+    """Says whether a cell is a list with a decimal in it: of several targets, where whole numbers may be labels."""
+    return isinstance(cell, list) and any(type(part) is float for part in cell)
 
 
 def _several(cell: Any, between: str | None) -> list[str]:
@@ -356,13 +375,20 @@ def _targets(
 ) -> tuple[npt.NDArray[Any], tuple[str, ...]]:
     """Returns targets as `trainwell.load` takes them, and the names of their columns where there are several."""
     if isinstance(labels[0], list):
-        if len(labels_in) > 1:
+        if len(labels_in) > 1 or task == "regression" or any(map(_has_decimals, labels)):
             values = np.array([[_number(path, cell) for cell in row] for row in labels], np.float32)
-            if task in ("multilabel", None) and np.isin(values, (0, 1)).all():
-                return values, tuple(labels_in)
-            if task in ("regression", None):
-                return values, tuple(labels_in)
-            raise InputError(f"the columns {', '.join(labels_in)} of {path} hold other numbers than 0 and 1")
+            columns = tuple(labels_in) if len(labels_in) > 1 else ()
+            binary = bool(np.isin(values, (0, 1)).all())
+            if task == "classification" and columns and binary and (values.sum(axis=1) == 1).all():
+                return np.array(columns)[values.argmax(axis=1)], ()
+            if task in ("regression", None) or (task == "multilabel" and binary):
+                return values, columns
+            why = (
+                "do not hold one 1 a line, and else 0"
+                if task == "classification"
+                else "hold other numbers than 0 and 1"
+            )
+            raise InputError(f"the columns {', '.join(labels_in)} of {path} {why}, as {task} needs")
         names = sorted({name for row in labels for name in row}, key=folder.class_order)
         if not names:
             raise InputError(f"{path} gives no file any label")
@@ -374,7 +400,7 @@ def _targets(
         return _whole(texts) if all(map(_is_whole, texts)) else np.array(texts), ()
     if all(map(_is_whole, texts)):
         return _whole(texts), ()
-    if all(map(_is_number, texts)) and not all(map(_is_digits, texts)):  # "007" is a name
+    if all(map(_is_number, texts)) and any("." in text for text in texts):  # "007" is a name, and so is "1E5"
         return np.array([float(text) for text in texts], np.float32), ()
     return np.array(texts), ()
 
@@ -389,15 +415,12 @@ def _is_digits(text: str) -> bool:
 
 
 def _is_whole(text: str) -> bool:
-    return _is_digits(text) and str(int(text)) == text
+    return _is_digits(text) and len(text) <= _MOST_DIGITS and str(int(text)) == text
 
 
 def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    """Says whether a text is a number: not `3_1` or `nan`, which `float` takes and people call things by."""
+    return re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text, re.ASCII) is not None
 
 
 def _number(path: Path, cell: Any) -> float:

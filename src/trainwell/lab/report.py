@@ -94,7 +94,8 @@ class _Run:
         if self.result:
             return int(self.result["kept_epoch"])
         monitor = self.recipe.monitor
-        sign = 1 if monitor.endswith("loss") else -1
+        least = self.recipe.monitor_mode == "min" or (self.recipe.monitor_mode == "auto" and monitor.endswith("loss"))
+        sign = 1 if least else -1
         scores = [(sign * row[monitor], row["epoch"]) for row in self.history if row.get(monitor) is not None]
         return min(scores)[1] if scores else None
 
@@ -135,9 +136,10 @@ def _result(path: Path, task: str) -> Table:
         if not finite(result[name]):
             raise ValueError(f"{name!r} is not a finite number")
     for metric in result["metrics"].values():
-        check(metric, value=NUMBER)
+        check(metric, value=NUMBER | None)
     by_class, by_label = result.setdefault("by_class", []), result.setdefault("by_label", [])
-    ends = [result["test_interval"], *(metric["interval"] for metric in result["metrics"].values())]
+    ends = [result["test_interval"]]
+    ends += [one["interval"] for one in result["metrics"].values() if one["interval"] != [None, None]]
     ends += [row["interval"] for row in by_class if row["samples"]]
     ends += [result["test_balanced_interval"]] if "test_balanced_accuracy" in result else []
     ends += [result["indistinguishable"]] if "indistinguishable" in result else []
@@ -376,8 +378,10 @@ def _key_facts(run: _Run) -> list[tuple[str, str]]:
         if finite(share := result.get(name)):
             facts.append((name.replace("_", " "), percent(share)))
     for name, metric in result["metrics"].items():
-        words = interval(metric["interval"], fractions=False)
-        facts.append((f"{name.replace('test_', 'test ', 1)}, {words}", f"{metric['value']:.4g}"))
+        what, value = name.replace("test_", "test ", 1), metric["value"]
+        if None not in metric["interval"]:
+            what += f", {interval(metric['interval'], fractions=False)}"
+        facts.append((what, "–" if value is None else f"{value:.4g}"))
     facts += [
         ("trained for", _count(result["epochs"], "epoch")),
         ("weights kept from", f"epoch {result['kept_epoch']}"),

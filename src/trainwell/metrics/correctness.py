@@ -329,12 +329,16 @@ def bootstrap_interval(
     1997, section 3.8). The draws are the same at every call.
 
     Args:
-        metric: A function of outputs and targets.
+        metric: A function of outputs and targets. On some draws it may fail or be NaN, as AUC is where all are of one
+            class: those are left out.
         outputs: Of all samples, shape `(n, …)`.
         targets: Of all samples, shape `(n, …)`.
         level: How often such an interval should hold the true value, strictly between 0 and 1.
         resamples: How many samples are drawn.
         groups: The group of each sample, shape `(n,)`, any integers; without them every sample is on its own.
+
+    Returns:
+        Its ends, NaN where the metric is a number on less than half of the draws.
 
     Raises:
         InputError: If `groups` has another shape.
@@ -356,6 +360,17 @@ def bootstrap_interval(
         ends = sizes[drawn].cumsum()
         places = np.arange(ends[-1]) + np.repeat(begins[drawn] - (ends - sizes[drawn]), sizes[drawn])
         rows = torch.from_numpy(members[places])
-        values.append(float(metric(outputs[rows], targets[rows])))
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+        values.append(_or_nan(metric, outputs[rows], targets[rows]))
+    if np.isnan(values).mean() > 0.5:
+        return math.nan, math.nan
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _or_nan(
+    metric: Callable[[torch.Tensor, torch.Tensor], float], outputs: torch.Tensor, targets: torch.Tensor
+) -> float:
+    try:
+        return float(metric(outputs, targets))
+    except Exception:  # the user's own code, which has no answer for such a draw
+        return math.nan

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from trainwell.data.dataset import Data, Samples
+from trainwell.data.dataset import Data, Notice, Samples
 from trainwell.data.divide import divide, usual_folds
-from trainwell.data.sources import load, read
+from trainwell.data.sources import absolute, load, read
 from trainwell.errors import InputError, nearest
 from trainwell.train.recipe import Recipe
 
@@ -43,13 +43,13 @@ def told_apart(
     recipe = dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
     loading = {name: value for name, value in options.items() if name in _LOADING}
     if loading.get("images") is not None:
-        loading["images"] = str(Path(loading["images"]).expanduser().absolute())
+        loading["images"] = str(absolute(loading["images"]))
     return recipe, loading
 
 
 def changed(loading: dict[str, Any], folds: int | None) -> dict[str, Any]:
-    """Returns the options of loading that are not at their defaults."""
-    asked = {name: value for name, value in loading.items() if value != _LOADING[name]}
+    """Returns the options of loading that are not at their defaults; asking for a test part asks for no folds."""
+    asked = {name: value for name, value in loading.items() if value != _LOADING[name] or name == "test"}
     return asked | ({} if folds is None else {"folds": folds})
 
 
@@ -65,5 +65,8 @@ def read_data(source: Any, asked: dict[str, Any], folds: int | None, quiet: bool
         return None, source
     samples, options = read(source, {**_LOADING, **asked, "folds": 1 if folds is None else folds, "fold": None}, quiet)
     if folds is None and "test" not in asked:
-        options["folds"] = usual_folds(samples)
+        options["folds"], why = usual_folds(samples)
+        if why:
+            told = Notice("folds", f"one split, and no cross-validation, because {why}")
+            samples = dataclasses.replace(samples, notices=(*samples.notices, told))
     return samples, divide(samples, options)

@@ -29,6 +29,11 @@ from trainwell.train.result import Tested, finish
 _FOLDER = "folds"
 
 
+def folds_done(folder: Path, data: Data) -> bool:
+    """Says whether all folds of a run are trained."""
+    return all((folder / _FOLDER / str(fold) / "result.json").exists() for fold in range(1, data.options["folds"] + 1))
+
+
 def train_folds(
     folder: Path, samples: Samples, data: Data, trainer: Trainer, custom: Custom, display: Display,
     prepare: Callable[[Trainer], object],

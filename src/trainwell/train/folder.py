@@ -27,7 +27,8 @@ from trainwell.train.recipe import Recipe
 
 _LOCK = ".lock"
 # What a run consists of. Until run.json is there, which is written last, it is none and cannot be resumed.
-_BEFORE = ("checkpoints", pretrained.FILE, "recipe.toml", "split.safetensors", "augmentation.png")
+_FIRST = "checkpoints"  # which a run begins with
+_BEFORE = (pretrained.FILE, "recipe.toml", "split.safetensors", "augmentation.png")
 _AFTER = ("folds", "snapshots", "ensemble.json", "ensemble.html", "members", "history.jsonl", "result.json",
           "model.safetensors", "evaluation.safetensors", "mistakes.json", "mistakes.safetensors",
           "feature_map.safetensors", "transfer.json", "report.html")  # fmt: skip
@@ -96,18 +97,19 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
                 "overwrite=True), or choose another --out"
             )
         return
+    begun = all(
+        entry.name.startswith(("step-00000000", ".step-00000000"))
+        for entry in ((folder / _FIRST).iterdir() if (folder / _FIRST).is_dir() else ())
+    )
+    killed = (_FIRST, *_BEFORE) if begun and (folder / _FIRST).is_dir() else ()
     for entry in folder.iterdir():
-        ours = entry.name in (_LOCK, *_BEFORE) and all(
-            inner.name.startswith(("step-00000000", ".step-00000000"))
-            for inner in (entry.iterdir() if entry.is_dir() else ())
-        )
-        if not ours:
+        if entry.name not in (_LOCK, *killed):
             raise InputError(f"{folder} is not empty and holds no run ({entry.name}); choose another --out")
 
 
 def remove_run(folder: Path) -> None:
     """Removes a run, or what is left of one; a kill half-way leaves what can be removed again."""
-    for name in (*_AFTER, *_BEFORE, "run.json"):
+    for name in (*_AFTER, *_BEFORE, "run.json", _FIRST):  # without the last, a recipe.toml could be anybody's
         remove(folder / name)
 
 

@@ -1,6 +1,7 @@
 """What a finished run leaves: the kept weights, and how well they do on data never seen."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,6 +87,9 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
     Returns:
         What `result.json` holds.
     """
+    write_tensors(  # first of all, as metrics may be the user's own code
+        folder / "model.safetensors", trainer.model.state_dict(), {"kept": f"epoch {kept}, {trainer.best_weights}"}
+    )
     of_kept = "val_" if trainer.best_weights == "raw" else f"{trainer.best_weights}_val_"
     row = trainer.history.rows[kept - 1]
     groups = None if data.groups is None else data.groups[tested.rows]
@@ -104,7 +108,7 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
         result |= figures.of_labels(outputs, targets)
     result["metrics"] = {
         f"test_{name}": {
-            "value": float(metric(outputs, targets)),
+            "value": _value(name, metric, outputs, targets),
             "interval": bootstrap_interval(metric, outputs, targets, groups=groups),
         }
         for name, metric in trainer.metrics.items()
@@ -129,9 +133,6 @@ def write_result(folder: Path, trainer: Trainer, data: Data, kept: int, tested: 
         result["folds"] = tested.folds
     if trainer.classification:
         _write_mistakes(folder, data, outputs.softmax(1), targets, tested.rows)
-    write_tensors(
-        folder / "model.safetensors", trainer.model.state_dict(), {"kept": f"epoch {kept}, {trainer.best_weights}"}
-    )
     write_evaluation(folder / "evaluation.safetensors", trainer, tested, groups)
     write_json(folder / "result.json", result)
     return result
@@ -180,6 +181,15 @@ def evaluate_snapshots(folder: Path, trainer: Trainer, data: Data) -> None:
         groups = None if data.groups is None else data.groups[tested.rows]
         write_evaluation(evaluation_of(path), trainer, tested, groups)
     trainer.model.load_state_dict(before)
+
+
+def _value(name: str, metric: Metric, outputs: torch.Tensor, targets: torch.Tensor) -> float:
+    """Returns a metric on the test part; NaN, and a warning, where it fails: the model is worth more."""
+    try:
+        return float(metric(outputs, targets))
+    except Exception as error:
+        warnings.warn(f"the metric {name!r} failed on the test part ({in_one_line(error)})", stacklevel=2)
+        return math.nan
 
 
 def _as_float(loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Metric:
