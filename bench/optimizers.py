@@ -19,6 +19,7 @@ from rate_decay import best_rates
 # Rates to begin with, the middle of three.
 OPTIMIZERS = {
     "sgd-plain-cosine": ("optimizer=sgd momentum=0.0 schedule=cosine", 1.0),
+    "sgd-heavy-ball": ("optimizer=sgd nesterov=false schedule=cosine", 1.0),
     "adagrad-cosine": ("optimizer=adagrad schedule=cosine", 0.1),
     "rmsprop-cosine": ("optimizer=rmsprop schedule=cosine", 0.003),
     "adamax-cosine": ("optimizer=adamax schedule=cosine", 0.03),
@@ -65,6 +66,8 @@ def main() -> None:
         best = best_rate(options, tuning, name, fields, first)
         print(json.dumps({name: best}), flush=True)
         recipes.append(f"{name}: {fields} lr={best}")
+        if name == "adamw-cosine":  # and with decay of biases and norms' scales
+            recipes.append(f"decay-all: {fields} lr={best} decay_all=true")
     run(options, rows, recipes, options.seeds)
 
 

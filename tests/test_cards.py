@@ -466,7 +466,7 @@ def test_the_commands_are_understood(card):
 
 LAYERS = {"fractional_pooling": regularize.FractionalMaxPool2d, "batch_norm": nn.BatchNorm2d}
 FIELDS = {
-    "momentum": ("momentum", 0.9), "groups": ("weight_decay", 0.05), "warmup": ("warmup", 0.1),
+    "momentum": ("nesterov", False), "groups": ("weight_decay", 0.05), "warmup": ("warmup", 0.1),
     "nesterov": ("optimizer", "sgd"), "lr_range": ("optimizer", "sgd"), "dropout": ("drop_rate", 0.5),
     "dropconnect": ("dropconnect", 0.3), "stochastic_depth": ("drop_path_rate", 0.1),
     "label_smoothing": ("label_smoothing", 0.1), "mixup": ("mixup", 0.2), "cutmix": ("cutmix", 1.0),

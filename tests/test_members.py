@@ -302,7 +302,7 @@ def _plan(folder, **fields):
 def test_an_ensemble_from_a_stranger_runs_no_code(nets, tmp_path, capsys):
     recipes = [{"epochs": 1, "model": nets}, {"epochs": 1, "model": nets, "seed": 1}]
     _plan(tmp_path / "out", recipes=recipes)
-    for words in ((), ("--members", "3"), ("--overwrite",)):
+    for words in ((), ("--members", "3")):
         code, _, err = call(capsys, "fit", "--resume", "--out", "out", *words)
         assert code == 2
         assert err.count("\n") == 1

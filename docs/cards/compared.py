@@ -50,7 +50,7 @@ OPTIMIZERS = Evidence(
     references={"": ("adam-cosine", "adam", "default", "adamw-cosine", "adamw")},
     recipes={  # `fit`'s sgd has Nesterov's momentum of 0.9
         "sgd": ("sgd-plain", "sgd-plain-cosine", "sgd-plain-step", "sgd-plain-constant"),
-        "momentum": ("sgd-heavy-ball", "momentum", "momentum-cosine"),
+        "momentum": ("sgd-heavy-ball",),
         "nesterov": ("nesterov", "sgd", "sgd-cosine", "sgd-step", "sgd-constant"),
         "adam": ("adam", "adam-cosine", "adam-step", "adam-constant"),
         **{
@@ -60,9 +60,13 @@ OPTIMIZERS = Evidence(
         **{name: (name, f"sgd-{name}", f"adam-{name}", f"adamw-{name}") for name in SCHEDULES},
         "constant": ("constant", "sgd-constant", "sgd-cosine", "sgd-step", "adam-constant", "adam-step"),
         "warmup": ("warmup", "no-warmup", "sgd-no-warmup", "adam-no-warmup", "adamw-no-warmup"),
-        "groups": ("groups", "layer-decay", "decay-all"),
+        "groups": ("decay-all",),
     },
-    beside={name: ("sgd-constant", "adam-constant") for name in SCHEDULES if name != "constant"},
+    beside={
+        **{name: ("sgd-constant", "adam-constant") for name in SCHEDULES if name != "constant"},
+        "momentum": ("sgd-plain-cosine", "sgd-cosine"),
+        "groups": ("adamw-cosine",),
+    },
 )
 
 _REGULARIZERS = {

@@ -19,7 +19,7 @@ from trainwell.train.recipe import SCHEDULES, Recipe
 # The class of each optimizer's card, and the recipe with which `fit` makes it, if it does.
 RULES: dict[str, tuple[str, dict[str, Any] | None]] = {
     "sgd": ("SGD", {"optimizer": "sgd", "momentum": 0.0}),
-    "momentum": ("SGD", None),
+    "momentum": ("SGD", {"optimizer": "sgd", "nesterov": False}),
     "nesterov": ("SGD", {"optimizer": "sgd"}),
     "adagrad": ("Adagrad", {"optimizer": "adagrad"}),
     "rmsprop": ("RMSprop", {"optimizer": "rmsprop"}),

@@ -265,6 +265,8 @@ def _train(
     display: Display,
 ) -> Run:
     """Trains to the end, the folds first if there are any, and leaves the result and the report."""
+    if not save_seconds >= 0:
+        raise InputError(f"save_seconds must be at least 0; it is {save_seconds}")
 
     def epoch_ended(trainer: Trainer, row: Row) -> None:
         if on_epoch_end is not None:

@@ -89,6 +89,12 @@ def test_what_only_looks_like_a_number_is_a_name(names, photos):
     assert listed.targets.tolist() == list(names)
 
 
+def test_a_label_that_is_no_number_is_named_by_its_file(photos):
+    path = _csv(photos, "file,y", "p2.png,2.5", "p0.png,1.5", "p4.png,1e999")
+    with pytest.raises(tw.InputError, match=r"the first is p4\.png"):
+        tw.load(path)
+
+
 def test_columns_of_which_each_line_has_one_are_classes_where_asked_for(photos):
     path = _csv(photos, "file,cat,dog", "p0.png,1,0", "p2.png,0,1")
     assert table.read(path, task="classification").targets.tolist() == ["cat", "dog"]

@@ -256,6 +256,7 @@ def test_gradients_are_clipped_for_each(trainer):
         ({"batch_size": 25}, {}, "batch_size is 25 in one run and 50"),
         ({"optimizer": "sgd"}, {}, "optimizer is sgd in one run and adamw"),
         ({"optimizer": "sgd", "momentum": 0.0}, {"optimizer": "sgd"}, "momentum is 0 in some runs"),
+        ({"optimizer": "sgd", "nesterov": False}, {"optimizer": "sgd"}, "nesterov is true in some runs"),
         ({"model": lambda: MLP(64, 10, (8,))}, {"model": lambda: MLP(64, 10, (9,))}, "the members differ"),
         ({"model": lambda: nn.Sequential(nn.Linear(64, 10), nn.Dropout(0.5))}, "same", "torch's Dropout"),
     ],

@@ -1,5 +1,6 @@
 """Which stages of a pretrained model are trained when, and how fast."""
 
+import dataclasses
 import math
 
 import pytest
@@ -99,6 +100,18 @@ def test_the_pull_takes_the_place_of_decay_below_the_head():
     tuning = _tuning(transfer="all", l2_sp=0.1)
     for group in make_optimizer(tuning.model, tuning.recipe, tuning).param_groups:
         assert group["weight_decay"] == (0.01 if group["param_names"] == ["fc.weight"] else 0.0)
+
+
+def test_the_heavy_ball_and_decay_of_all_are_to_be_had():
+    model = create("resnet8", num_classes=3, in_chans=3)
+    recipe = Recipe(optimizer="sgd", lr=0.1, weight_decay=0.01)
+    assert [group["nesterov"] for group in make_optimizer(model, recipe).param_groups] == [True, True]
+    assert {group["weight_decay"] for group in make_optimizer(model, recipe).param_groups} == {0.01, 0.0}
+    other = make_optimizer(model, dataclasses.replace(recipe, nesterov=False, decay_all=True))
+    assert [group["nesterov"] for group in other.param_groups] == [False, False]
+    assert [group["momentum"] for group in other.param_groups] == [0.9, 0.9]
+    assert [group["weight_decay"] for group in other.param_groups] == [0.01, 0.01]
+    assert sum(len(group["params"]) for group in other.param_groups) == len(list(model.parameters()))
 
 
 def test_rates_of_an_equal_backbone_are_those_of_no_tuning():

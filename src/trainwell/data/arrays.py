@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +181,7 @@ def _inputs(x: Array, source: str) -> Images | npt.NDArray[np.float32]:
     return _finite(x[:, None] if x.ndim == 1 else x, "x", source)
 
 
-def _finite(values: Array, name: str, source: str) -> npt.NDArray[np.float32]:
+def _finite(values: Array, name: str, source: str, names: Sequence[str] = ()) -> npt.NDArray[np.float32]:
     if values.dtype.kind not in "biuf":
         raise InputError(f"{name} of {source} must be numbers, not {values.dtype}")
     with np.errstate(over="ignore"):
@@ -190,13 +190,17 @@ def _finite(values: Array, name: str, source: str) -> npt.NDArray[np.float32]:
     if len(bad):
         raise InputError(
             f"{name} of {source} has NaN or infinite values in {len(bad)} of {len(numbers)} rows, "
-            f"the first is row {bad[0]}: remove or replace them"
+            f"the first is {_place(int(bad[0]), names)}: remove or replace them"
         )
     return numbers
 
 
+def _place(row: int, names: Sequence[str]) -> str:
+    return names[row] if names else f"row {row}"
+
+
 def targets_of(
-    y: Array, train: npt.NDArray[np.int64], source: str, task: str | None = None
+    y: Array, train: npt.NDArray[np.int64], source: str, task: str | None = None, names: Sequence[str] = ()
 ) -> tuple[str, Array, tuple[str, ...]]:
     """Returns the task, the targets as `Part` holds them, and the names of the classes.
 
@@ -205,6 +209,7 @@ def targets_of(
         train: the rows that are trained on, which must hold every class.
         source: what messages call it.
         task: what was asked for; by default the targets tell.
+        names: of the samples, where they have some.
     """
     if y.dtype.kind == "T" or (y.dtype == object and all(isinstance(label, str) for label in y.flat)):
         y = np.array(y.tolist(), str)
@@ -215,7 +220,7 @@ def targets_of(
     if y.ndim == 2 and y.shape[1] == 1 and y.dtype.kind != "f":
         y = y[:, 0]  # a column of labels, as some data sets are distributed
     if y.dtype.kind == "f" or y.ndim > 1:
-        targets = _finite(y, "y", source)
+        targets = _finite(y, "y", source, names)
         if y.ndim > 2:
             raise InputError(f"y of {source} must have one or two dimensions, not the shape {y.shape}")
         binary = y.ndim == 2 and bool(np.isin(targets, (0, 1)).all())
@@ -225,7 +230,7 @@ def targets_of(
         return found, targets, ()
     if y.dtype.kind == "i" and y.min() < 0:
         raise InputError(
-            f"y of {source} has the label {y.min()} (row {int(y.argmin())}): labels must not be negative; "
+            f"y of {source} has the label {y.min()} ({_place(int(y.argmin()), names)}): labels must not be negative; "
             "leave out samples without a label, or give y as floats for a regression"
         )
     labels = np.unique(y[train])

@@ -150,8 +150,11 @@ def _check(options: dict[str, Any]) -> None:
     if options["task"] not in (None, *table.TASKS):
         hint = nearest(str(options["task"]), table.TASKS)
         raise InputError(f"task must be one of {', '.join(table.TASKS)}; it is {options['task']!r}{hint}")
-    if options["short_side"] is not None and options["short_side"] < 1:
-        raise InputError(f"short_side must be a number of pixels, at least 1, not {options['short_side']}")
+    short_side = options["short_side"]
+    if short_side is not None and not (isinstance(short_side, int) and short_side >= 1):
+        raise InputError(f"short_side must be a number of pixels, at least 1, not {short_side!r}")
+    if not isinstance(options["group_by"], str | None):
+        raise InputError(f"group_by must be a column's name or a regular expression, not {options['group_by']!r}")
 
 
 def _refuse_options(options: dict[str, Any], names: tuple[str, ...], source: str, kind: str) -> None:
@@ -213,8 +216,8 @@ def _from_table(path: Path, options: dict[str, Any], quiet: bool) -> Samples:
     rows = {str(part): np.flatnonzero(parts == part) for part in np.unique(listed.parts)}
     if not len(rows["train"]):
         raise InputError(f"no image to train on that {path} lists can be read")
-    task, targets, classes = arrays.targets_of(targets, rows["train"], str(path), options["task"])
     names = tuple(listed.files[row].path for row in stored.rows)
+    task, targets, classes = arrays.targets_of(targets, rows["train"], str(path), options["task"], names)
     seen = look(stored.images, stored.folder, quiet)
     notices = (*listed.notices, *_told(seen, names, targets, classes))
     if listed.groups is None:

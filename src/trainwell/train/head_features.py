@@ -104,8 +104,8 @@ def possible(model: nn.Module, recipe: Recipe, batches: Batches, hardware: Hardw
 
 # Fields that say of an objective that it is another than cross-entropy, or want steps; and how steps are taken.
 _OF_OBJECTIVE = ("l1", "l2", "sam", "label_smoothing", "average", "snapshots", "class_weight", "sampling")
-_OF_STEPS = ("epochs", "steps", "minutes", "optimizer", "lr", "momentum", "weight_decay", "schedule", "warmup",
-             "clip_grad", "patience")  # fmt: skip
+_OF_STEPS = ("epochs", "steps", "minutes", "optimizer", "lr", "momentum", "nesterov", "weight_decay", "decay_all",
+             "schedule", "warmup", "clip_grad", "patience")  # fmt: skip
 
 
 def may_be_solved(recipe: Recipe, task: str, own_loss: bool, chosen: bool) -> bool:

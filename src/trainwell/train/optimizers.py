@@ -19,7 +19,7 @@ _CLASSES = {
 
 
 def make_optimizer(model: nn.Module, recipe: Recipe, tuning: Tuning | None = None) -> torch.optim.Optimizer:
-    """Makes the optimizer of a resolved recipe; biases and norm scales do not decay and have no penalty.
+    """Makes the optimizer of a resolved recipe; biases and norm scales have no penalty.
 
     Args:
         model: what it trains.
@@ -34,11 +34,14 @@ def make_optimizer(model: nn.Module, recipe: Recipe, tuning: Tuning | None = Non
     if recipe.optimizer in ("sgd", "rmsprop"):
         options["momentum"] = recipe.momentum
     if recipe.optimizer == "sgd":
-        options["nesterov"] = recipe.momentum > 0
+        options["nesterov"] = recipe.nesterov and recipe.momentum > 0
     if recipe.optimizer == "muon":  # so that one rate fits matrices and, by AdamW, the rest
         options["adjust_lr_fn"] = "match_rms_adamw"
     make: Callable[..., torch.optim.Optimizer] = getattr(optim, _CLASSES[recipe.optimizer])
     groups = no_decay_groups(model, recipe.weight_decay, l1=recipe.l1, l2=recipe.l2)
+    if recipe.decay_all:
+        for group in groups:
+            group["weight_decay"] = recipe.weight_decay
     if tuning is not None:
         groups = [part for group in groups for part in _by_depth(group, tuning)]
     return make(groups, **options)

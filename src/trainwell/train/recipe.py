@@ -118,10 +118,16 @@ class Recipe:
     """the highest learning rate; by default the optimizer's (adamw 0.002, sgd 0.1, …)"""
 
     momentum: float = 0.9
-    """of sgd and rmsprop; sgd takes Nesterov's"""
+    """of sgd and rmsprop"""
+
+    nesterov: bool = True
+    """sgd's momentum looks ahead, as Nesterov's; else it is the heavy ball's"""
 
     weight_decay: float | None = None
-    """never on biases and norm scales; by default adamw, muon, soap 0.05, lion 0.5, sgd 0.0005, others 0"""
+    """on weights alone; by default adamw, muon, soap 0.05, lion 0.5, sgd 0.0005, others 0"""
+
+    decay_all: bool = False
+    """let biases and the scales of norms decay as well"""
 
     l1: float = 0.0
     """penalty on the sum of all absolute weights, in proximal form: weights that do not pay become exactly 0"""

@@ -123,6 +123,8 @@ def _of_recipes(recipes: Sequence[Recipe]) -> str:
             return f"{name} is {values[0]} in one run and {values[1]} in another: runs of one {name} train together"
     if recipes[0].optimizer == "sgd" and len({recipe.momentum > 0 for recipe in recipes}) > 1:
         return "momentum is 0 in some runs alone: sgd takes another rule then, and they do not train together"
+    if recipes[0].optimizer == "sgd" and len({recipe.nesterov for recipe in recipes}) > 1:
+        return "nesterov is true in some runs alone: sgd takes another rule then, and they do not train together"
     return ""
 
 
