@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +112,7 @@ def read(source: Any, options: dict[str, Any], quiet: bool = False) -> tuple[Sam
             images = options["images"] and str(absolute(options["images"]))
             options = options | {"short_side": short_side, "images": images}
             return (_from_folder if path.is_dir() else _from_table)(path, options, quiet), options
-        if path.suffix.lower() not in (".npz", ".npy") and not zipfile.is_zipfile(path):
+        if path.suffix.lower() not in (".npz", ".npy"):
             raise InputError(
                 f"{path} is no folder, no table ({', '.join(table.SUFFIXES)}) and no .npz file of arrays: unpack an "
                 "archive first, and save a table as CSV"
