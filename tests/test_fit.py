@@ -238,8 +238,9 @@ def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch):
         tw.fit(".", quiet=True)
 
 
-def test_copies_among_arrays_stay_on_one_side(tmp_path):
-    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+@pytest.mark.parametrize("shape", [(8, 8), (300, 8, 3)])
+def test_copies_among_arrays_stay_on_one_side(shape):
+    images = np.random.default_rng(0).integers(0, 256, (30, *shape), np.uint8)
     data = tw.load((np.concatenate([images, images]), np.arange(60) % 2), val=9, test=9)
     sides = [set((part.indices % 30).tolist()) for part in data.parts.values()]
     assert sum(map(len, sides)) == 30

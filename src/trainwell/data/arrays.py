@@ -140,11 +140,11 @@ def samples(given: Pairs, source: str) -> Samples:
 
 
 def _copies(images: Images) -> npt.NDArray[np.int64] | None:
-    """Returns pairs of rows that hold the same image, `(m, 2)`: each with the next one like it; `None` if none do."""
+    """Returns pairs of rows of an array that hold the same image, `(m, 2)`, each with the next; `None` if none do."""
     last: dict[bytes, int] = {}
     pairs = []
     for row in range(len(images)):
-        known = hashlib.blake2b(images[row].tobytes() + bytes(images[row].shape), digest_size=16).digest()
+        known = hashlib.blake2b(images[row].tobytes(), digest_size=16).digest()
         if known in last:
             pairs.append((last[known], row))
         last[known] = row
