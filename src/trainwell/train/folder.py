@@ -97,11 +97,11 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
                 "overwrite=True), or choose another --out"
             )
         return
-    begun = all(
-        entry.name.startswith(("step-00000000", ".step-00000000"))
-        for entry in ((folder / _FIRST).iterdir() if (folder / _FIRST).is_dir() else ())
+    first = folder / _FIRST
+    begun = first.is_dir() and all(
+        entry.name.startswith(("step-00000000", ".step-00000000")) for entry in first.iterdir()
     )
-    killed = (_FIRST, *_BEFORE) if begun and (folder / _FIRST).is_dir() else ()
+    killed = (_FIRST, *_BEFORE) if begun else ()  # without it a recipe.toml could be anybody's
     for entry in folder.iterdir():
         if entry.name not in (_LOCK, *killed):
             raise InputError(f"{folder} is not empty and holds no run ({entry.name}); choose another --out")
@@ -109,7 +109,7 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Removes a run, or what is left of one; a kill half-way leaves what can be removed again."""
-    for name in (*_AFTER, *_BEFORE, "run.json", _FIRST):  # without the last, a recipe.toml could be anybody's
+    for name in (*_AFTER, *_BEFORE, _FIRST, "run.json"):  # the last two say that the others are a run's
         remove(folder / name)
 
 
