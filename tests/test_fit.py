@@ -1,7 +1,9 @@
 """`fit`, `resume`, `check` and what they leave behind."""
 
+import contextlib
 import json
 import os
+import shutil
 import threading
 import tomllib
 from functools import partial
@@ -14,6 +16,8 @@ from scipy.stats import binomtest
 from torch import nn
 
 import trainwell as tw
+from trainwell.files import remove
+from trainwell.train import folder
 from trainwell.train.folder import at_work_in
 
 RNG = np.random.default_rng(0)
@@ -230,6 +234,23 @@ def test_a_recipe_in_the_folder_is_not_taken_for_a_runs(tmp_path):
     with pytest.raises(tw.InputError, match=r"not empty and holds no run \(recipe.toml\)"):
         tw.fit((X, Y), out=tmp_path, recipe=tmp_path / "recipe.toml", quiet=True)
     assert (tmp_path / "recipe.toml").read_text().startswith("# mine")
+
+
+@pytest.mark.parametrize("after", range(21))
+def test_a_removal_that_is_cut_off_can_be_done_again(after, digits, tmp_path, monkeypatch):
+    shutil.copytree(digits.path, tmp_path / "run")
+    (tmp_path / "run/checkpoints/step-00000100").mkdir(parents=True, exist_ok=True)
+    left = iter(range(after))
+
+    def cut(path):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(folder, "remove", cut)
+    with contextlib.suppress(KeyboardInterrupt):
+        folder.remove_run(tmp_path / "run")
+    folder.refuse_used(tmp_path / "run", overwrite=True)
 
 
 def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch):
