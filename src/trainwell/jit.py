@@ -1,7 +1,10 @@
-"""Numba's compiler, with its cache where there is one."""
+"""Numba's compiler, with its cache where there is one, and what its code can read."""
 
 from collections.abc import Callable
 from typing import Any
+
+import torch
+from torch import Tensor, nn
 
 
 def compiled(python: Callable[..., None], **options: Any) -> Callable[..., None]:
@@ -21,3 +24,13 @@ def compiled(python: Callable[..., None], **options: Any) -> Callable[..., None]
     except RuntimeError:  # no folder in which numba may keep it
         made = njit(**options)(python)
     return made
+
+
+def reads(x: Tensor) -> bool:
+    """Returns whether compiled code can read a tensor's memory: a plain one on the CPU that nothing traces."""
+    return type(x) in (Tensor, nn.Parameter) and x.device.type == "cpu" and not is_traced()
+
+
+def is_traced() -> bool:
+    """Returns whether torch follows what is computed, to compile it or for `torch.func`: let it look into all of it."""
+    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None

@@ -127,13 +127,66 @@ def test_the_gradient_goes_to_the_maxima(mode, overlapping):
     assert torch.autograd.gradcheck(pooled, x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_any_batch_dtype_and_layout(dtype):
-    layer = FractionalMaxPool2d(0.6)
-    for n in (1, 5):
-        x = torch.randn(n, 3, 20, 21).to(dtype).contiguous(memory_format=torch.channels_last)
-        assert layer(x).shape == (n, 3, 12, 12)
-        assert layer(x).dtype == dtype
+@MODES
+def test_derivatives_of_derivatives_and_forward_ones(mode):
+    layer, x = FractionalMaxPool2d(mode=mode), torch.randn(2, 2, 6, 5, dtype=torch.float64, requires_grad=True)
+
+    def pooled(x):
+        with keyed(layer, 0):
+            return layer(x) ** 2
+
+    assert torch.autograd.gradgradcheck(pooled, x)
+    assert torch.autograd.gradcheck(pooled, x, check_forward_ad=True)
+
+
+def test_torch_func_looks_into_it():
+    layer, x = FractionalMaxPool2d(output_size=4).eval(), torch.randn(3, 2, 7, 7)
+    each = torch.func.vmap(torch.func.grad(lambda one: layer(one[None]).square().sum()))(x)
+    assert torch.equal(each, torch.autograd.grad(layer(x.requires_grad_()).square().sum(), x)[0])
+
+
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@LAYOUTS
+@OVERLAPPING
+@pytest.mark.parametrize("shape", [(4, 3, 9, 12), (1, 1, 2, 3), (3, 40, 24, 20), (0, 2, 5, 5)])
+def test_the_compiled_pass_is_the_reference(dtype, layout, overlapping, shape):
+    x = (torch.randn(shape) * 2).round()  # so that many are equal
+    x[x > 3], x[x < -3] = float("inf"), float("nan")
+    x = x.to(dtype).contiguous(memory_format=layout).requires_grad_()
+    n, _, h, w = shape
+    keys = splitmix64(torch.arange(n))
+    rows = pooling.random_borders(keys, h - overlapping, (h + 1) // 2)
+    columns = pooling.pseudorandom_borders(torch.tensor([2**31]), w - overlapping, (w + 1) // 2)
+    ours, reference = (
+        pooling.maxima(x, rows, columns, overlapping=overlapping, kernel=kernel) for kernel in ("auto", "reference")
+    )
+    torch.testing.assert_close(ours, reference, rtol=0, atol=0, equal_nan=True)
+    assert ours.dtype == dtype
+    assert ours.is_contiguous(memory_format=layout)
+    g = torch.randint(-8, 9, ours.shape).to(dtype)  # whole numbers: their sums are exact in any order
+    assert torch.equal(*(torch.autograd.grad(y, x, g)[0] for y in (ours, reference)))
+
+
+@LAYOUTS
+def test_threads_change_nothing(layout):
+    layer, x = FractionalMaxPool2d(), torch.randn(8, 8, 40, 40).contiguous(memory_format=layout).requires_grad_()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        with keyed(layer, 0):
+            y = layer(x)
+        results.append((y, *torch.autograd.grad(y.square().sum(), x)))
+    torch.set_num_threads(1)
+    assert all(map(torch.equal, *results))
+
+
+def test_a_view_and_an_expanded_batch_are_read_where_they_lie():
+    layer, x = FractionalMaxPool2d().eval(), torch.randn(4, 6, 20, 20)
+    assert torch.equal(layer(x[::2, 1:4, :, 2:].transpose(2, 3)), layer(x[::2, 1:4, :, 2:].transpose(2, 3).clone()))
+    assert torch.equal(layer(x[:1].expand(3, -1, -1, -1)), layer(x[:1]).expand(3, -1, -1, -1))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainwell import jit
 from trainwell.errors import InputError
 from trainwell.regularize import masks
 from trainwell.regularize.noise import Noise, noise_layers, sampling
@@ -84,8 +85,8 @@ def check_fraction(p: float, *, name: str = "p", below_1: bool = False) -> None:
 
 def dropped(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False) -> Tensor:
     """Drops by the rows' keys, see `masks.drop`, with derivatives."""
-    if torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-        return masks.drop(x, keys, p, scale, maps=maps, kernel="reference")  # which torch can look into
+    if jit.is_traced():
+        return masks.drop(x, keys, p, scale, maps=maps, kernel="reference")
     result: Tensor = _Drop.apply(x, keys, p, scale, maps)  # type: ignore[no-untyped-call]
     return result
 

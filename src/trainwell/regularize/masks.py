@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainwell import jit
 from trainwell.regularize.noise import splitmix64
 from trainwell.threads import share
 
@@ -73,16 +74,15 @@ def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False,
     """
     channels = x.shape[1] if x.ndim > 2 or maps else 1
     inner = x[0].numel() // channels if x.numel() else 0
-    compiled = _passes(x) if kernel == "auto" and 0 < inner < 2**32 else None
+    passes = _passes(x) if kernel == "auto" and 0 < inner < 2**32 else None
     if maps:
         mask = kept(keys, channels, p)
-        if compiled:
-            return _run(compiled[1], x, (mask.view(-1).numpy(),), scale, inner)
+        if passes:
+            return _drop_maps(passes, x, mask.numpy(), scale)
         return torch.where(mask.view(*mask.shape, *[1] * (x.ndim - 2)), x * scale, 0)
     groups = splitmix64(keys[:, None] ^ torch.arange(channels, device=keys.device)).reshape(-1)
-    if compiled:
-        lows, highs = np.ascontiguousarray(groups.numpy().view(np.uint32).reshape(-1, 2).T)  # the lower half is first
-        return _run(compiled[0], x, (lows, highs, np.uint32(threshold(p))), scale, inner)
+    if passes:
+        return _drop_units(passes, x, groups.numpy(), threshold(p), scale)
     mask = kept(groups, inner, p).view(x.shape)
     if not x.is_contiguous():  # the result lies in memory as the mask does
         mask = torch.ones_like(x, dtype=torch.bool) & mask
@@ -92,38 +92,66 @@ def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False,
 # ---------------------------------------------------------------------- the compiled passes
 
 _PIECE = 1 << 14  # elements
-_FEW = 1 << 15  # elements that one thread is faster with
+FEW = 1 << 15  # elements that one thread is faster with
+_TILE = 1 << 9  # elements of some places of all channels, at least
 
 
-def _passes(x: Tensor) -> tuple[Callable[..., None], Callable[..., None]] | None:
-    """Returns the compiled passes over units and over maps, if there are any for such a tensor."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu" and sys.byteorder == "little"
-    if not plain or torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None:
-        return None
-    return _compiled().get(x.dtype)
+def _passes(x: Tensor) -> dict[str, Callable[..., None]] | None:
+    """Returns the compiled passes, by their names, if there are any for such a tensor."""
+    return _compiled().get(x.dtype) if jit.reads(x) and sys.byteorder == "little" else None
 
 
 @functools.cache
-def _compiled() -> dict[torch.dtype, tuple[Callable[..., None], Callable[..., None]]]:
+def _compiled() -> dict[torch.dtype, dict[str, Callable[..., None]]]:
     try:
-        from trainwell.regularize import compiled
+        from trainwell.regularize import compiled_masks
     except ImportError:
         return {}
-    floats = compiled.units_of_floats, compiled.maps_of_floats
-    bfloat16s = compiled.units_of_bfloat16s, compiled.maps_of_bfloat16s
+    floats, bfloat16s = compiled_masks.of_floats, compiled_masks.of_bfloat16s
     return {torch.float32: floats, torch.float64: floats, torch.bfloat16: bfloat16s}
+
+
+def _drop_units(passes: dict[str, Callable[..., None]], x: Tensor, keys: Any, below: int, scale: float) -> Tensor:
+    """Drops units by the keys of all channels of all rows, int64."""
+    lows, highs = keys.view(np.uint32).reshape(-1, 2).T  # the lower half is first
+    if not _is_channels_last(x):
+        contiguous = np.ascontiguousarray(lows), np.ascontiguousarray(highs)
+        return _run(passes["units"], x, (*contiguous, np.uint32(below)), scale, x.numel() // len(keys))
+    places = np.repeat(np.arange(_places(x), dtype=np.uint32), x.shape[1])
+    tiles = _tiles(lows, x), _tiles(highs, x)
+    return _run(passes["units_channels_last"], x, (*tiles, places, np.uint32(below)), scale, x[0].numel())
+
+
+def _drop_maps(passes: dict[str, Callable[..., None]], x: Tensor, kept: Any, scale: float) -> Tensor:
+    """Drops the feature maps that are not kept, `(n, c)`."""
+    if not _is_channels_last(x):
+        return _run(passes["maps"], x, (kept.reshape(-1),), scale, x.numel() // kept.size)
+    return _run(passes["maps_channels_last"], x, (_tiles(kept, x),), scale, x[0].numel())
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _places(x: Tensor) -> int:
+    """Returns how many places of a channels_last tensor make a tile."""
+    return -(-_TILE // x.shape[1])
+
+
+def _tiles(of_channels: Any, x: Tensor) -> Any:
+    """Repeats what belongs to the channels of each row for the places of a tile: `(n, places * c)`."""
+    return np.tile(of_channels.reshape(len(x), -1), _places(x))
 
 
 def _run(run: Callable[..., None], x: Tensor, by: tuple[Any, ...], scale: float, inner: int) -> Tensor:
     """Calls a pass on all of a tensor, in threads; the result lies in memory as the tensor does."""
-    nhwc = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    source = x.detach() if nhwc else x.detach().contiguous()
+    source = x.detach() if _is_channels_last(x) else x.detach().contiguous()
     out = torch.empty_like(source)
     number: Any = np.float64 if x.dtype == torch.float64 else np.float32
     nothing = np.uint16(0) if x.dtype == torch.bfloat16 else number(0)
-    how = _memory(source), _memory(out), *by, number(scale), nothing, inner, x.shape[1] if nhwc else 0
+    how = _memory(source), _memory(out), *by, number(scale), nothing, inner
     size, pieces = x.numel(), -(-x.numel() // _PIECE)
-    threads = torch.get_num_threads() if size > _FEW else 1
+    threads = torch.get_num_threads() if size > FEW else 1
     share(lambda i, j: run(*how, size * i // pieces, size * j // pieces), pieces, threads, as_torch=True)
     return out
 

@@ -3,14 +3,18 @@
 Graham, *Fractional max-pooling* (arXiv 1412.6071, 2014).
 """
 
-from typing import Literal
+import functools
+from types import ModuleType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from trainwell import jit
 from trainwell.errors import InputError
 from trainwell.regularize import masks
 from trainwell.regularize.noise import Noise, splitmix64
+from trainwell.threads import share
 
 
 class FractionalMaxPool2d(Noise):
@@ -71,10 +75,10 @@ class FractionalMaxPool2d(Noise):
         if x.ndim != 4:
             raise InputError(f"an input has shape {tuple(x.shape)}: images are (n, c, h, w)")
         keys = self.row_keys(x) if self.noisy else None
-        for side, out in enumerate(self._sizes(x)):
-            dim = side + 2
-            x = _pooled(x, dim, self._borders(x.shape[dim], out, side, keys, x), self.overlapping)
-        return x
+        rows, columns = (
+            self._borders(x.shape[side + 2], out, side, keys, x) for side, out in enumerate(self._sizes(x))
+        )
+        return maxima(x, rows, columns, overlapping=self.overlapping)
 
     def _sizes(self, x: Tensor) -> tuple[int, int]:
         if self.output_size is not None:
@@ -114,13 +118,107 @@ def random_borders(keys: Tensor, way: int, steps: int) -> Tensor:
     return torch.nn.functional.pad((1 + twos.long()).cumsum(1), (1, 0))
 
 
-def _pooled(x: Tensor, dim: int, borders: Tensor, overlapping: bool) -> Tensor:
+def maxima(x: Tensor, rows: Tensor, columns: Tensor, *, overlapping: bool, kernel: str = "auto") -> Tensor:
+    """Returns the maxima over the regions between borders, which are the same for all images or differ.
+
+    Args:
+        x: images, `(n, c, h, w)`.
+        rows, columns: the borders along the height and the width, `(n, h' + 1)` and `(n, w' + 1)`, or of one row.
+        overlapping: whether regions end with their last border, and not before it.
+        kernel: "auto" for the compiled pass where there is one, "reference" for tensor operations.
+    """
+    if kernel == "auto" and jit.reads(x) and x.is_floating_point() and _compiled():
+        result: Tensor = _Maxima.apply(x, rows, columns, overlapping)  # type: ignore[no-untyped-call]
+        return result
+    for dim, borders in ((2, rows), (3, columns)):
+        x = _along(x, dim, borders, overlapping)
+    return x
+
+
+def _along(x: Tensor, dim: int, borders: Tensor, overlapping: bool) -> Tensor:
     """Returns the maxima over the regions along a dimension."""
     last = borders[:, 1:] if overlapping else borders[:, 1:] - 1
     # A region's two or three places; a shorter one has its last place again.
     offsets = torch.arange(3 if overlapping else 2, device=x.device)
     places = torch.minimum(borders[:, :-1, None] + offsets, last[..., None])
     before, after = x.shape[1:dim], x.shape[dim + 1 :]
-    index = places.flatten(1).expand(len(x), -1).view(len(x), *[1] * len(before), -1, *[1] * len(after))
+    flat = places.flatten(1).expand(len(x), -1)
+    index = flat.view(len(x), *[1] * len(before), flat.shape[1], *[1] * len(after))
     read = x.gather(dim, index.expand(len(x), *before, -1, *after))
-    return read.view(len(x), *before, -1, len(offsets), *after).max(dim + 1).values
+    return read.view(len(x), *before, *places.shape[1:], *after).max(dim + 1).values
+
+
+# ---------------------------------------------------------------------- the compiled pass
+
+
+@functools.cache
+def _compiled() -> ModuleType | None:
+    try:
+        from trainwell.regularize import compiled_maxima
+    except ImportError:
+        return None
+    return compiled_maxima
+
+
+class _Maxima(torch.autograd.Function):
+    """Keeps where the maxima are: all else follows from that."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, columns: Tensor, overlapping: bool) -> Tensor:
+        numbers = _channels_innermost(x)
+        shape = len(x), rows.shape[1] - 1, columns.shape[1] - 1, x.shape[1]
+        best, places = torch.empty(shape, dtype=numbers.dtype), torch.empty(shape, dtype=torch.int32)
+        borders = (one.expand(len(x), -1).contiguous().numpy() for one in (rows, columns))
+        how = numbers.numpy(), *borders, int(overlapping), best.numpy(), places.numpy()
+        _for_images("find", how)
+        ctx.places, ctx.shape = places.permute(0, 3, 1, 2), x.shape
+        return _laid_out(best, x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _AtMaxima.apply(grads[0], ctx.places, ctx.shape), None, None, None  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return _read(tangents[0], ctx.places)
+
+
+class _AtMaxima(torch.autograd.Function):
+    """Puts numbers where the maxima are, and zeros elsewhere; what several regions share is added."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+        ctx.places = places
+        n, c, h, w = shape
+        numbers = _channels_innermost(g)
+        total = torch.zeros(n, h * w, c, dtype=numbers.dtype)
+        _for_images("add_at", (numbers.numpy(), places.permute(0, 2, 3, 1).numpy(), total.numpy()))
+        return _laid_out(total.view(n, h, w, c), g)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _read(grads[0], ctx.places), None, None
+
+
+def _read(x: Tensor, places: Tensor) -> Tensor:
+    """Returns what is at the places, with the derivatives of torch's own operations."""
+    return x.flatten(2).gather(2, places.flatten(2).long()).view(places.shape)
+
+
+def _channels_innermost(x: Tensor) -> Tensor:
+    """Returns images as `(n, h, w, c)`, in memory too, of floats that NumPy knows."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.detach().to(wide).permute(0, 2, 3, 1).contiguous()
+
+
+def _laid_out(numbers: Tensor, x: Tensor) -> Tensor:
+    """Returns what is `(n, h, w, c)` as images of the dtype and the memory format of `x`."""
+    memory_format = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    return numbers.permute(0, 3, 1, 2).to(x.dtype).contiguous(memory_format=memory_format)
+
+
+def _for_images(name: str, how: tuple[Any, ...]) -> None:
+    """Calls a pass on all images, in threads."""
+    run, images = getattr(_compiled(), name), how[0]
+    threads = torch.get_num_threads() if images.size > masks.FEW else 1
+    share(lambda start, stop: run(*how, start, stop), len(images), threads, as_torch=True)
