@@ -47,7 +47,7 @@ class Evidence:
 OPTIMIZERS = Evidence(
     path=FOLDER / "optimizers.csv",
     task=TASK.format("40 epochs"),
-    references={"": ("adam-cosine", "adam", "default", "adamw-cosine", "adamw")},
+    references={"": ("adam-cosine", "adam", "default", "adamw-cosine", "adamw"), "sgd-no-warmup": ("sgd-cosine",)},
     recipes={  # `fit`'s sgd has Nesterov's momentum of 0.9
         "sgd": ("sgd-plain", "sgd-plain-cosine", "sgd-plain-step", "sgd-plain-constant"),
         "momentum": ("sgd-heavy-ball",),

@@ -64,9 +64,11 @@ def create(
         in_chans: channels of the images; None for feature vectors.
         img_size: height and width of the images; None for feature vectors, or where the model takes any size.
         in_features: numbers a sample; for images it follows from `in_chans` and `img_size`.
-        drop_rate: fraction of units that is dropped before the last layer, from 0 to below 1.
+        drop_rate: fraction of units that is dropped before the last layer, or where the model has dropout already, from
+            0 to below 1.
         drop_path_rate: fraction of the images that skip the last residual block, from 0 to below 1.
-        drop_map_rate: fraction of feature maps that is dropped before each convolution but the first.
+        drop_map_rate: fraction of feature maps that is dropped before each convolution but the first and those of one
+            pixel.
         dropconnect: fraction of the weights that is dropped in the last linear layer.
         allow_code: import and call functions by name. Set it to False where the name comes from a file of somebody
             else's: a run directory is data, never code.

@@ -83,13 +83,14 @@ class Recipe:
     """side of the square images that the model sees; by default their own up to 64, else 224"""
 
     drop_rate: float = 0.0
-    """dropout before the last layer: the fraction dropped"""
+    """dropout before the last layer, or where the model has dropout already (mlp: in each hidden layer): the fraction
+    dropped"""
 
     drop_path_rate: float = 0.0
     """stochastic depth: the fraction of images that skip the last residual block, falling to 0 at the first"""
 
     drop_map_rate: float = 0.0
-    """dropout of whole feature maps before each convolution but the first: the fraction dropped"""
+    """dropout of whole feature maps before each convolution but the first and those of one pixel: the fraction dropped"""
 
     dropconnect: float = 0.0
     """DropConnect in the last layer: the fraction of its weights that is dropped, in each sample others"""
