@@ -90,7 +90,8 @@ class Recipe:
     """stochastic depth: the fraction of images that skip the last residual block, falling to 0 at the first"""
 
     drop_map_rate: float = 0.0
-    """dropout of whole feature maps before each convolution but the first and those of one pixel: the fraction dropped"""
+    """dropout of whole feature maps before each convolution but the first and those of one pixel: the fraction of the
+    maps that is dropped"""
 
     dropconnect: float = 0.0
     """DropConnect in the last layer: the fraction of its weights that is dropped, in each sample others"""
