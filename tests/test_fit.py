@@ -1,6 +1,7 @@
 """`fit`, `resume`, `check` and what they leave behind."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -251,6 +252,46 @@ def test_a_removal_that_is_cut_off_can_be_done_again(after, digits, tmp_path, mo
     with contextlib.suppress(KeyboardInterrupt):
         folder.remove_run(tmp_path / "run")
     folder.refuse_used(tmp_path / "run", overwrite=True)
+
+
+@pytest.mark.parametrize("after", range(14))
+def test_a_removal_of_an_ensemble_that_is_cut_off_can_be_done_again(after, tmp_path, monkeypatch):
+    for name in ("ensemble.json", "report.html", "members/1/run.json"):
+        (tmp_path / "all" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "all" / name).touch()
+    left = iter(range(after))
+
+    def cut(path):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        remove(path)
+
+    monkeypatch.setattr(folder, "remove", cut)
+    with contextlib.suppress(KeyboardInterrupt):
+        folder.remove_run(tmp_path / "all")
+    folder.refuse_used(tmp_path / "all", overwrite=True)
+
+
+@pytest.mark.parametrize("outputs", [2, 1])
+def test_answers_that_are_not_finite_on_the_test_part_are_told(outputs, tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 3)).astype(np.float32)
+    data = tw.load((x, (x[:, 0] > 0).astype(int) if outputs == 2 else x[:, 0]), val=12, test=12)
+    far = x.copy()
+    far[data.test.indices[0]] = 100
+    parts = {name: dataclasses.replace(part, inputs=far) for name, part in data.parts.items()}
+    run = tw.fit(
+        dataclasses.replace(data, **parts), model=Fails(3, outputs), epochs=1, out=tmp_path / "run", quiet=True
+    )
+    assert run.result["test_loss"] is None
+    assert "nan" in run.report().read_text() or outputs == 2
+
+
+class Fails(nn.Linear):
+    """Answers with NaN far from where it has learned."""
+
+    def forward(self, x):
+        return torch.where(x[:, :1] < 50, super().forward(x), torch.nan)
 
 
 def test_a_run_among_the_images_is_refused(tmp_path, monkeypatch):

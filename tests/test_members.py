@@ -1,6 +1,7 @@
 """`fit_members`: members like any other run, killed, resumed, extended, on this machine or on a cluster."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 from torch import nn
@@ -494,3 +496,171 @@ def test_what_is_written_says_how_it_came_about(tmp_path):
     about = json.loads((made.path / "ensemble.json").read_text())
     assert (about["engine"], about["source"]) == ("loop", "arrays")
     assert about["recipes"][1]["lr"] == 3e-3
+
+
+# ---------------------------------------------------------------------- what was found by reading
+
+
+def test_an_extension_that_cannot_be_stacked_leaves_the_ensemble_as_it_was(tmp_path):
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="stacked", **QUICK)
+    with pytest.raises(InputError, match="cannot be stacked: model is .*; such members need an ensemble of their own"):
+        tw.fit_members((IMAGES, TARGETS), members=[{}, {}, {}, {"model": "resnet8"}], out=tmp_path / "out", resume=True,
+                       quiet=True)  # fmt: skip
+    assert len(tw.Ensemble(tmp_path / "out").about["members"]) == 2
+    made = tw.fit_members((IMAGES, TARGETS), members=3, out=tmp_path / "out", resume=True, quiet=True)
+    assert len(made.about["members"]) == 3
+
+
+def test_a_loss_of_means_and_variances_is_refused_before_anything_is_trained(tmp_path):
+    x, y = RNG.normal(size=(60, 3)).astype(np.float32), RNG.normal(size=60).astype(np.float32)
+    given = {"loss": _likelihood, "steps": 5, "folds": 1, "quiet": True, "out": tmp_path / "out"}
+    with pytest.raises(InputError, match=r"an ensemble averages .* the shape \(2, 1\), not \(2, 2\)"):
+        tw.fit_members((x, y), members=2, model=lambda: nn.Linear(3, 2), engine="loop", **given)
+    with pytest.raises(InputError, match="an ensemble averages"):
+        tw.fit((x, y), model=nn.Linear(3, 2), snapshots=2, **given)
+    assert not (tmp_path / "out").exists()
+    tw.fit((x, y), model=nn.Linear(3, 2), **given)
+
+
+def _likelihood(outputs, targets):
+    return nn.functional.gaussian_nll_loss(outputs[:, 0], targets, outputs[:, 1].exp())
+
+
+def test_stacked_members_of_several_lengths_are_killed_and_resumed_to_the_same_bits(tmp_path, monkeypatch):
+    fields = QUICK | {"model": "resnet8", "precision": "fp32", "batch_size": 16, "save_seconds": 1e9, "epochs": None}
+    members = [{"steps": 2}, {"steps": 2, "seed": 5}, {"steps": 2, "seed": 6}, {"steps": 5}]
+    data = tw.load((IMAGES[:120], TARGETS[:120]))
+    given = fields | {"engine": "stacked", "members": members}
+    given.pop("folds")
+    tw.fit_members(data, out=tmp_path / "whole", **given)
+    take = Trainer.take_batch
+
+    def fail(self):
+        if self.step == 4:
+            raise SystemError("the machine went down")
+        return take(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_batch", fail)
+        with pytest.raises(SystemError):
+            tw.fit_members(data, out=tmp_path / "cut", **given)
+    tw.fit_members(data, out=tmp_path / "cut", resume=True, quiet=True)
+    assert _weights(tmp_path / "cut", 4) == _weights(tmp_path / "whole", 4)
+
+
+def test_members_of_different_code_answer_together(tmp_path, monkeypatch):
+    (tmp_path / "two_nets.py").write_text(
+        "from torch import nn\n\n"
+        "def wide(num_classes, in_chans):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n\n"
+        "def deep(num_classes, in_chans):\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(),"
+        " nn.Linear(8, num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["two_nets:wide", "two_nets:deep"]
+    made = tw.fit_members(
+        (IMAGES, TARGETS), members=[{"model": name} for name in names], out=tmp_path / "out", engine="loop",
+        **{**QUICK, "model": "auto"},
+    )  # fmt: skip
+    assert len(made.predict(IMAGES[:3]).labels) == 3
+    again = tw.Ensemble(tmp_path / "out", model=names)
+    assert again.predict(IMAGES[:3]).labels == made.predict(IMAGES[:3]).labels
+    with pytest.raises(InputError, match="the model of .* is 'two_nets:"):
+        tw.Ensemble(tmp_path / "out", model=["other:net"]).predict(IMAGES[:3])
+
+
+@pytest.mark.parametrize("engine", ["loop", "stacked"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"snapshots": 2, "folds": 5}, "snapshots are judged on a test part"),
+        ({"save_seconds": -1}, "save_seconds must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_there_is_an_ensemble(engine, changes, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine=engine, **QUICK | changes)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_ensemble_among_the_images_is_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(InputError, match="lies in the folder of the images"):
+        tw.fit_members(tmp_path / "photos", members=2, out=tmp_path / "photos/out", quiet=True)
+
+
+def test_the_home_directory_and_relative_sources_are_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    np.savez("digits.npz", x=IMAGES, y=TARGETS)
+    tw.fit_members("digits.npz", members=2, out="~/out", engine="loop", **QUICK)
+    assert not Path("~").exists()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    made = tw.fit_members(None, members=3, out="~/out", resume=True, quiet=True)
+    assert len(made.about["members"]) == 3
+
+
+def test_what_is_different_in_a_member_stands_beside_what_all_have_in_common(tmp_path):
+    made = tw.fit_members(
+        (IMAGES, TARGETS), members=[{"ema_decay": 0.9}, {"ema_decay": 0.99, "steps": 5}], out=tmp_path / "out",
+        average="ema", engine="loop", **QUICK,
+    )  # fmt: skip
+    assert [one.recipe.ema_decay for one in sorted(made.members, key=lambda run: run.path)] == [0.9, 0.99]
+    assert tw.Run(tmp_path / "out/members/2").result["steps"] == 5
+    with pytest.raises(InputError, match="model, lr beside members that are recipes would be lost"):
+        tw.fit_members((IMAGES, TARGETS), members=[tw.Recipe(), tw.Recipe(seed=1)], model="mlp", lr=0.5)
+    with pytest.raises(InputError, match="a recipe has no field 'lrr'.*lr"):
+        tw.fit_members((IMAGES, TARGETS), members=[{"lrr": 1}])
+
+
+def test_further_members_have_what_all_have_in_common_alone(tmp_path):
+    members = [{"lr": 1e-3}, {"label_smoothing": 0.1}]
+    tw.fit_members((IMAGES, TARGETS), members=members, out=tmp_path / "out", engine="loop", **QUICK)
+    tw.fit_members((IMAGES, TARGETS), members=[*members, {"weight_decay": 0.1}], out=tmp_path / "out", resume=True,
+                   quiet=True)  # fmt: skip
+    first, third = (tw.Run(tmp_path / f"out/members/{k}").info["given"]["recipe"] for k in (1, 3))
+    assert third["weight_decay"] == 0.1
+    assert third["epochs"] == first["epochs"]
+    assert first["lr"] == 1e-3
+    assert "lr" not in third
+
+
+def test_stacked_members_have_the_ensembles_of_their_snapshots(tmp_path):
+    for engine in ("loop", "stacked"):
+        tw.fit_members((IMAGES, TARGETS), members=2, snapshots=2, out=tmp_path / engine, engine=engine, **QUICK)
+    names = [
+        sorted(path.name for path in (tmp_path / engine / "members/1").glob("[!.]*")) for engine in ("loop", "stacked")
+    ]
+    assert {"ensemble.json", "ensemble.html"} <= set(names[0])
+    assert names[0] == names[1]
+
+
+def test_the_callers_random_numbers_are_left_alone(tmp_path):
+    torch.manual_seed(3)
+    np.random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    tw.fit_members((IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="stacked", **{**QUICK, "model": _loop})
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == np.random.get_state()[1].tolist()
+
+
+def test_a_report_that_is_missing_is_written_again(tmp_path):
+    given = {"out": tmp_path / "out", "resume": True, "quiet": True}
+    tw.fit_members((IMAGES, TARGETS), members=2, engine="loop", **given | QUICK)
+    (tmp_path / "out/report.html").unlink()
+    tw.fit_members((IMAGES, TARGETS), **given)
+    assert (tmp_path / "out/report.html").exists()
+
+
+def test_a_killed_process_is_one_line(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"a process that trained a member was killed.*fewer --jobs"):
+        tw.fit_members(
+            (IMAGES, TARGETS), members=2, out=tmp_path / "out", engine="processes", metrics={"killer": _kill}, jobs=2,
+            **QUICK,
+        )  # fmt: skip
+
+
+def _kill(outputs, targets):
+    if "loky" in type(multiprocessing.current_process()).__module__:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0.0

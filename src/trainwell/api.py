@@ -8,17 +8,17 @@ from typing import Any
 
 from torch import nn
 
-from trainwell import run_ensemble
 from trainwell.data.dataset import Data, Samples
-from trainwell.data.divide import divide
-from trainwell.data.sources import absolute, read
+from trainwell.data.divide import cross_validates, divide
+from trainwell.data.sources import read
 from trainwell.errors import InputError, in_one_line
 from trainwell.optim.range_test import RangeTest, check_range
 from trainwell.run import Run
+from trainwell.run_ensemble import of_snapshots
 from trainwell.train import hardware, losses, pretrained
-from trainwell.train.asked import changed, read_data, told_apart
+from trainwell.train.asked import changed, check_save_seconds, read_data, told_apart
 from trainwell.train.choice import Choice
-from trainwell.train.cross_validation import cross_validates, folds_done, pooled, train_folds
+from trainwell.train.cross_validation import folds_done, pooled, train_folds
 from trainwell.train.custom import Custom
 from trainwell.train.display import Display, duration
 from trainwell.train.dry_run import DryRun, learn_one_batch
@@ -26,7 +26,7 @@ from trainwell.train.ensemble_file import FILE
 from trainwell.train.ensemble_file import sentence as sentence_of_ensemble
 from trainwell.train.feature_map import write_feature_map
 from trainwell.train.figures import sentence
-from trainwell.train.folder import at_work_in, how_to_resume, refuse_used, start_run, unused_folder
+from trainwell.train.folder import at_work_in, folder_of, how_to_resume, refuse_used, start_run
 from trainwell.train.history import Row
 from trainwell.train.interrupt import Work, explained
 from trainwell.train.loop import Metric, Trainer
@@ -94,23 +94,21 @@ def fit(
     """
     if isinstance(model, str):
         options["model"], model = model, None
+    check_save_seconds(save_seconds)
     given, loading = told_apart(recipe, options, _NAMES)
     custom = Custom(model, loss, metrics or {})
     asked = changed(loading, folds)
-    folder = absolute(out) if out is not None and str(out).startswith("~") else Path(out or unused_folder(source))
+    folder = folder_of(out, source)
     if resume and (folder / "run.json").exists():
         _refuse_other(folder, given.changes() | asked)
         return _resume(folder, source, custom, given.model, on_epoch_end, save_seconds, quiet)
     if source is None:
         raise InputError(f"{folder} holds no run to go on with; give the data to start one")
-    _refuse_within(folder, source)
     with at_work_in(folder) as work, Display(quiet) as display:
         refuse_used(folder, overwrite)
         samples, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "building the model", given
         tell(data, display)
-        if given.snapshots and cross_validates(data):
-            raise InputError("snapshots are judged on a test part, not by cross-validation: give folds=1 (--folds 1)")
         runs = data.options["folds"] + 1 if cross_validates(data) else 1
         minutes = given.minutes and given.minutes / runs
         share = dataclasses.replace(given, minutes=minutes, transfer_minutes=given.transfer_minutes / runs)
@@ -150,6 +148,7 @@ def resume(
     Raises:
         InputError: the data are no longer the same, or something is missing that the run was given.
     """
+    check_save_seconds(save_seconds)
     module, name = (None, model) if isinstance(model, str) else (model, "auto")
     custom = Custom(module, loss, metrics or {})
     return _resume(Path(path), data, custom, name, on_epoch_end, save_seconds, quiet)
@@ -265,8 +264,6 @@ def _train(
     display: Display,
 ) -> Run:
     """Trains to the end, the folds first if there are any, and leaves the result and the report."""
-    if not save_seconds >= 0:
-        raise InputError(f"save_seconds must be at least 0; it is {save_seconds}")
 
     def epoch_ended(trainer: Trainer, row: Row) -> None:
         if on_epoch_end is not None:
@@ -318,16 +315,8 @@ def _train(
 
 def _of_snapshots(folder: Path, model: nn.Module) -> str:
     """Makes the ensemble of a run's snapshots, with its report; returns it in a sentence."""
-    run_ensemble.of_snapshots(folder)
-    ensemble = run_ensemble.Ensemble(folder, model)
-    ensemble.report()
+    ensemble = of_snapshots(folder, model)
     return f"of the snapshots and the weights that were kept, {sentence_of_ensemble(ensemble.about)}"
-
-
-def _refuse_within(folder: Path, source: Any) -> None:
-    """Refuses a run's folder among the images, of which it would be a class."""
-    if isinstance(source, str | Path) and (data := absolute(source)).is_dir() and data in folder.absolute().parents:
-        raise InputError(f"{folder} lies in the folder of the images, {data}: choose an --out elsewhere")
 
 
 def _refuse_other(folder: Path, asked: dict[str, Any]) -> None:

@@ -8,22 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from torch import nn
 
 from trainwell import random
 from trainwell.api import fit
 from trainwell.data.dataset import Data
+from trainwell.data.divide import cross_validates
 from trainwell.errors import DivergedError, InputError
 from trainwell.members_progress import watched
 from trainwell.run import Run
-from trainwell.run_ensemble import Factory, member
+from trainwell.run_ensemble import Factory, member, of_snapshots
 from trainwell.train import losses
-from trainwell.train.cross_validation import cross_validates
 from trainwell.train.custom import Custom
 from trainwell.train.display import Display
 from trainwell.train.folder import start_run
 from trainwell.train.loop import Metric, Trainer
-from trainwell.train.prepare import prepared
+from trainwell.train.misfits import refuse_unaveraged
+from trainwell.train.prepare import prepared, wanted_outputs
 from trainwell.train.recipe import Recipe
 from trainwell.train.result import finish
 from trainwell.train.speed import seconds_per_step
@@ -113,21 +115,28 @@ class Members:
             threads = max(1, cores // self.jobs)
             if self.plan["engine"] == "auto":
                 self.plan["engine"] = "processes" if self.backend else self._fastest(data, threads, display)
-            if self.plan["engine"] == "stacked" and (why := self._not_stacked(data)):
-                raise InputError(f"the members cannot be stacked: {why}; take engine='auto' or 'processes'")
+            self._refuse_unstacked(data, "take engine='auto' or 'processes'")
             rounds = {"processes": math.ceil(len(recipes) / self.jobs), "loop": len(recipes), "stacked": 1}
             self.plan["threads"] = threads if self.plan["engine"] == "processes" else None
             self.plan["share_of_minutes"] = 1 / rounds[self.plan["engine"]]
+        else:
+            self._refuse_unstacked(data, "such members need an ensemble of their own")
         display.say(f"{len(recipes)} members, {_in_words(self.plan['engine'], self.jobs, self.backend)}")
 
-    def _not_stacked(self, data: Data) -> str:
+    def _refuse_unstacked(self, data: Data, then: str) -> None:
+        """Refuses members that are to be stacked, and are still to be trained, where that cannot be."""
+        pending = [self.recipes[number - 1] for number in self.pending()]
+        if self.plan["engine"] == "stacked" and pending and (why := self._not_stacked(data, pending)):
+            raise InputError(f"the members cannot be stacked: {why}; {then}")
+
+    def _not_stacked(self, data: Data, recipes: Sequence[Recipe]) -> str:
         if cross_validates(data):
             return "cross-validation trains other models too (folds=1 for a single split)"
-        if any(recipe.minutes for recipe in self.recipes):
+        if any(recipe.minutes for recipe in recipes):
             return "minutes are measured of one at a time (give epochs or steps)"
         if len(self.recipes) < 2:
             return "there is but one"
-        with self._prepared(data, self.recipes) as trainers:
+        with self._prepared(data, recipes) as trainers:
             return refusal(trainers)
 
     @contextlib.contextmanager
@@ -153,7 +162,7 @@ class Members:
         found: dict[str, list[float]] = {"loop": []}
         with _tried(data, one, self.custom(one)) as trainer, contextlib.ExitStack() as stack:
             steps, on_cpu = trainer.total_steps, trainer.hardware.device.type == "cpu"
-            together = None if self._not_stacked(data) else stack.enter_context(self._prepared(data, recipes))
+            together = None if self._not_stacked(data, recipes) else stack.enter_context(self._prepared(data, recipes))
             for _ in range(_ROUNDS):
                 found["loop"].append(len(recipes) * seconds_per_step(trainer, _TRIAL))
                 if together:
@@ -204,7 +213,13 @@ class Members:
                 return _failures(pending, [call() for _, call in calls])
             jobs = self.jobs or min(joblib.cpu_count(), len(self.recipes))
             with joblib.parallel_config(backend=self.backend or "loky", n_jobs=-1 if self.backend else jobs):
-                outcomes = joblib.Parallel()(joblib.delayed(_called)(call) for _, call in calls)
+                try:
+                    outcomes = joblib.Parallel()(joblib.delayed(_called)(call) for _, call in calls)
+                except TerminatedWorkerError:
+                    raise InputError(
+                        "a process that trained a member was killed, as happens when memory runs out; what was saved "
+                        "is whole: go on with --resume (resume=True) and fewer --jobs (jobs=1)"
+                    ) from None
         for number in pending:
             if not self.own(number).exists():
                 raise InputError(f"{self.own(number)} is not there: the workers must see the folder of --out as we do")
@@ -243,6 +258,8 @@ class Members:
                 if number not in failed:
                     finish(self.own(number), trainer, data)
                     Run(self.own(number), trainer.model).report()
+                    if trainer.recipe.snapshots:
+                        of_snapshots(self.own(number), trainer.model)
         return failed
 
 
@@ -252,11 +269,16 @@ def _show(trainers: list[Trainer], display: Display) -> None:
         trainer.on_step, trainer.on_epoch_end = display.step, display.epoch
 
 
-def _tried(
-    data: Data, recipe: Recipe, custom: Custom, display: Display | None = None
-) -> contextlib.AbstractContextManager[Trainer]:
-    """Prepares a member's trainer as `prepared` does, without measuring what fits some minutes."""
-    return prepared(data, dataclasses.replace(recipe, minutes=None), custom, display)
+@contextlib.contextmanager
+def _tried(data: Data, recipe: Recipe, custom: Custom, display: Display | None = None) -> Iterator[Trainer]:
+    """Prepares a member's trainer as `prepared` does, without measuring what fits some minutes.
+
+    Raises:
+        InputError: an ensemble could make nothing of what the member says.
+    """
+    with prepared(data, dataclasses.replace(recipe, minutes=None), custom, display) as trainer:
+        refuse_unaveraged(trainer, wanted_outputs(data))
+        yield trainer
 
 
 def _chosen(trainer: Trainer) -> dict[str, Any]:
@@ -283,8 +305,9 @@ def _made(model: Factory | None, recipe: Recipe) -> nn.Module | None:
     """Returns a member's own model, at weights that are a function of its seed."""
     if model is None:
         return None
-    random.seed_everything(recipe.seed, "init")
-    made = model()
+    with random.preserved():
+        random.seed_everything(recipe.seed, "init")
+        made = model()
     if not isinstance(made, nn.Module):
         raise InputError(f"model must return a torch.nn.Module, not a {type(made).__name__}")
     return made
@@ -304,12 +327,10 @@ class _Call:
     save_seconds: float
 
     def __call__(self) -> str:
-        with random.preserved():
-            model = _made(self.model, self.recipe)
         try:
             fit(
-                self.source, out=self.own, recipe=self.recipe, model=model, loss=self.loss, metrics=self.metrics,
-                resume=True, save_seconds=self.save_seconds, quiet=True, **self.loading,
+                self.source, out=self.own, recipe=self.recipe, model=_made(self.model, self.recipe), loss=self.loss,
+                metrics=self.metrics, resume=True, save_seconds=self.save_seconds, quiet=True, **self.loading,
             )  # fmt: skip
         except DivergedError as error:
             return str(error)

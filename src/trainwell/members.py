@@ -16,11 +16,11 @@ from trainwell.errors import DivergedError, InputError, in_one_line, nearest
 from trainwell.files import write_json
 from trainwell.run_ensemble import Ensemble, Factory, make, member
 from trainwell.train import losses
-from trainwell.train.asked import changed, read_data, told_apart
+from trainwell.train.asked import changed, check_save_seconds, read_data, told_apart
 from trainwell.train.display import Display
 from trainwell.train.ensemble_file import FILE, read, sentence
 from trainwell.train.ensemble_result import Mean
-from trainwell.train.folder import at_work_in, refuse_used, remove_run, unused_folder
+from trainwell.train.folder import at_work_in, folder_of, refuse_used, remove_run
 from trainwell.train.loop import Metric
 from trainwell.train.prepare import tell
 from trainwell.train.recipe import Recipe
@@ -106,8 +106,10 @@ def fit_members(
         raise InputError("on_epoch_end is for fit alone, as members may be trained in other processes: leave it out")
     members = _listed(members)
     _check(engine, jobs, backend, mean, members, model)
+    check_save_seconds(save_seconds)
     given, loading = told_apart(recipe, options, inspect.signature(fit_members).parameters)
-    folder = Path(out) if out is not None else unused_folder(source)
+    _refuse_beside_recipes(members, given)
+    folder = folder_of(out, source)
     plan = _planned(folder) if resume and (folder / FILE).exists() else None
     begun = plan is not None
     if plan is None:
@@ -121,16 +123,21 @@ def fit_members(
     work = Members(folder, source, plan, model, loss, metrics or {}, jobs, backend, save_seconds)
     codes = [] if model is not None else sorted({one.model for one in work.recipes if ":" in one.model})
     _refuse_unnamed(folder, codes, members, given)
-    again: Factory | str | None = codes[0] if codes else model
+    again = codes or model
     with at_work_in(folder) as now, Display(quiet) as display:
         if begun and "result" in plan and not another_mean and not work.pending():
             display.say(f"{folder} is done already")
-            return Ensemble(folder, again)
+            ensemble = Ensemble(folder, again)
+            if not (folder / "report.html").exists():  # a kill came just before it
+                ensemble.report()
+            return ensemble
         now.how = _how_to_resume(folder, source, model, loss, metrics, codes)
         if not begun:
             refuse_used(folder, overwrite)
         asked = dict(plan["loading"])
         _, data = read_data(source, asked, asked.pop("folds", None), quiet)
+        if isinstance(source, str | Path):
+            plan["source"] = data.source
         if plan["mean"] == "geometric" and data.task != "classification":
             raise InputError("the geometric mean is of the probabilities of classes; take the arithmetic one")
         now.doing, now.recipe = "preparing", work.recipes[0]
@@ -212,6 +219,16 @@ def _refuse_unnamed(folder: Path, codes: list[str], members: int | list[Changes]
         )
 
 
+def _refuse_beside_recipes(members: int | list[Changes] | None, given: Recipe) -> None:
+    """Refuses what is said of all members beside one that is a whole recipe, to which it would say nothing."""
+    whole = isinstance(members, list) and any(isinstance(one, Recipe) for one in members)
+    if whole and (changes := given.changes()):
+        raise InputError(
+            f"{', '.join(changes)} beside members that are recipes would be lost: give what is different in each, as "
+            "in members=[{'lr': 1e-3}, …], or say it in each recipe"
+        )
+
+
 def _recipes(members: int | list[Changes] | None, given: Recipe) -> list[Recipe]:
     """Returns the members' recipes, no two of which are alike."""
     members = _MEMBERS if members is None else members
@@ -222,8 +239,7 @@ def _recipes(members: int | list[Changes] | None, given: Recipe) -> list[Recipe]
     recipes: list[Recipe] = []
     for number, one in enumerate(members):
         if isinstance(one, Mapping):
-            Recipe.from_dict(dict(one))  # names the field that there is not
-            one = dataclasses.replace(given, **{"seed": given.seed + number, **one})
+            one = given.but(**{"seed": given.seed + number, **one})
         if one in recipes:
             raise InputError(
                 f"member {number + 1} is the same as member {recipes.index(one) + 1}; give it another seed"
@@ -239,7 +255,7 @@ def _plan(
     return {
         "members": [member(number) for number in range(1, len(recipes) + 1)], "mean": mean, "engine": engine,
         "source": str(source) if isinstance(source, str | Path) else "arrays", "loading": asked,
-        "recipes": [one.changes() for one in recipes],
+        "common": given.changes(), "recipes": [one.changes() for one in recipes],
     }  # fmt: skip
 
 
@@ -268,6 +284,7 @@ def _check_plan(plan: dict[str, Any]) -> None:
         raise ValueError(f"engine is {plan['engine']!r}, and source {plan['source']!r}")
     if not isinstance(plan.get("threads"), int | None):
         raise ValueError(f"threads is {plan['threads']!r}")
+    Recipe.from_dict(plan["common"])
     if not Members(Path(), None, plan, None, None, {}, None, None, math.inf).recipes:
         raise ValueError("there is no recipe")
 
@@ -277,21 +294,22 @@ def _extend(
     asked: dict[str, Any],
 ) -> None:  # fmt: skip
     """Adds members that are asked for to a plan; refuses what is asked for otherwise than the ensemble was started."""
-    plan["recipes"] = _extended(folder, plan["recipes"], members, given)
+    plan["recipes"] = _extended(folder, plan, members, given)
     plan["members"] = [member(number) for number in range(1, len(plan["recipes"]) + 1)]
     if engine not in ("auto", plan["engine"]) or any(plan["loading"].get(name) != asked[name] for name in asked):
         raise InputError(f"{folder} was started otherwise; resume it as it is, or choose another --out")
 
 
 def _extended(
-    folder: Path, then: list[dict[str, Any]], members: int | list[Changes] | None, given: Recipe
+    folder: Path, plan: dict[str, Any], members: int | list[Changes] | None, given: Recipe
 ) -> list[dict[str, Any]]:
     """Returns the recipes that there were, and those of further members; a model's name alone asks for no others."""
+    then: list[dict[str, Any]] = plan["recipes"]
     models = ("auto", *(one.get("model", "auto") for one in then))
     as_it_is = dataclasses.replace(given, model="auto") == Recipe() and given.model in models
     if as_it_is and members is None:
         return then
-    for common in [given, Recipe.from_dict(then[0])] if as_it_is else [given]:
+    for common in [given, Recipe.from_dict(plan["common"])] if as_it_is else [given]:
         wanted = [one.changes() for one in _recipes(len(then) if members is None else members, common)]
         if wanted[: len(then)] == then:
             return wanted

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import trainwell
+from trainwell import random
 from trainwell.errors import InputError
 from trainwell.files import new_directory, write_json
 from trainwell.images import Images
@@ -21,6 +22,7 @@ from trainwell.train.ensemble_result import Mean, answers_of, choose, combined, 
 from trainwell.train.snapshots import evaluation_of, taken
 
 Factory = Callable[[], nn.Module]
+Models = nn.Module | Factory | str | Sequence[str] | None
 
 _NEEDED = ("run.json", "recipe.toml", "split.safetensors", "model.safetensors", "evaluation.safetensors", "result.json")
 
@@ -33,7 +35,8 @@ class Ensemble(Run):
     Args:
         path: the folder of the ensemble, or of a run that kept snapshots.
         model: where members' models are code of yours: a function that makes one, a module (of which each gets a copy),
-            or its name again, "package.module:function". Members whose models are built in do without.
+            or its name again, "package.module:function"; or a list of names, if they differ. Members whose models are
+            built in do without.
 
     Attributes:
         members: those that answer, as runs, in the order in which they were chosen on validation.
@@ -43,7 +46,7 @@ class Ensemble(Run):
         InputError: there is no ensemble at `path`, or it is not finished.
     """
 
-    def __init__(self, path: Path | str, model: nn.Module | Factory | str | None = None) -> None:
+    def __init__(self, path: Path | str, model: Models = None) -> None:
         self.path, self._given, self._weights = Path(path), None, ""
         self.about = read(self.path)
         if "result" not in self.about:
@@ -61,7 +64,7 @@ class Ensemble(Run):
         out: Path | str,
         *,
         mean: Mean = "arithmetic",
-        model: nn.Module | Factory | str | None = None,
+        model: Models = None,
     ) -> "Ensemble":
         """Makes an ensemble of finished runs on the same data, and the same split of them, in a folder of its own.
 
@@ -124,23 +127,29 @@ class Ensemble(Run):
         return found
 
 
-def opened(path: Path | str, model: nn.Module | Factory | str | None = None) -> Run:
+def opened(path: Path | str, model: Models = None) -> Run:
     """Returns the ensemble in a folder, or the run, if there is no ensemble."""
-    return Ensemble(path, model) if (Path(path) / FILE).exists() else Run(path, _one(model))
+    return Ensemble(path, model) if (Path(path) / FILE).exists() else Run(path, _one(model, ""))
 
 
-def _opened(path: Path | str, model: nn.Module | Factory | str | None, weights: str = "model.safetensors") -> Run:
+def _opened(path: Path | str, model: Models, weights: str = "model.safetensors") -> Run:
     """Returns a member; the caller's model goes to one that was trained with code of theirs, not to one built in."""
     run = Run(path, None, weights)
-    code = ":" in run.info["model"]["name"] and run.info.get("backbone") is None
-    return Run(path, _one(model), weights) if code or run.info["given"]["model"] else run
+    name = run.info["model"]["name"]
+    code = ":" in name and run.info.get("backbone") is None
+    return Run(path, _one(model, name), weights) if code or run.info["given"]["model"] else run
 
 
-def _one(model: nn.Module | Factory | str | None) -> nn.Module | str | None:
-    """Returns a model for one member."""
+def _one(model: Models, name: str) -> nn.Module | str | None:
+    """Returns a model for one member, whose run says that it has that name."""
     if isinstance(model, nn.Module):
         return copy.deepcopy(model)
-    return model() if callable(model) else model
+    if isinstance(model, Sequence) and not isinstance(model, str):
+        return name if name in model else next(iter(model), None)
+    if not callable(model):
+        return model
+    with random.preserved():  # its weights are to be replaced
+        return model()
 
 
 # ---------------------------------------------------------------------- making one
@@ -178,11 +187,11 @@ def member(number: int) -> dict[str, str]:
     return {"run": f"members/{number}", "weights": "model.safetensors"}
 
 
-def of_snapshots(folder: Path) -> None:
+def of_snapshots(folder: Path, model: nn.Module | None = None) -> Ensemble:
     """Makes the ensemble of a finished run's snapshots, and of the weights it kept, in the run's own folder.
 
     The kept weights are among those that are chosen from, as otherwise the ensemble could be worse on validation than
-    the run beside it.
+    the run beside it. Its report is there too.
 
     Raises:
         InputError: there are no snapshots.
@@ -196,6 +205,9 @@ def of_snapshots(folder: Path) -> None:
     if all(evaluation_of(path).read_bytes() != said for path in snapshots):  # or it is one of them
         found.append("model.safetensors")
     make(folder, [{"run": ".", "weights": weights} for weights in found])
+    ensemble = Ensemble(folder, model)
+    ensemble.report()
+    return ensemble
 
 
 def make(folder: Path, members: list[dict[str, str]], mean: Mean = "arithmetic", **about: Any) -> None:

@@ -163,3 +163,8 @@ def _fingerprint(samples: Samples, rows: dict[str, Rows]) -> str:
     if samples.groups is not None:
         digest.update(samples.groups.tobytes())
     return digest.hexdigest()
+
+
+def cross_validates(data: Data) -> bool:
+    """Says whether a run's result comes from folds, which are other runs, and not from a test part."""
+    return bool(data.options["folds"] > 1 and data.options["fold"] is None)

@@ -17,6 +17,8 @@ from trainwell.weights import bare
 
 Weights = dict[str, Tensor]
 
+_NONE = "there is no average yet: call update() after a step of the optimizer"
+
 # Those in which an average stands for a while. Not a mark of the module's own, which a copy of it would bear for good.
 _averaged: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -93,7 +95,7 @@ class WeightAverage:
         if holds_average(self.model):
             raise InputError("the model holds an average for a while: call copy_to_model() after the `with` block")
         if not self.updates:
-            raise InputError("there is no average yet: call update() after a step of the optimizer")
+            raise InputError(_NONE)
         _copy(self.average(), _averaged_of(self.model))
 
     def average(self) -> Weights:
@@ -253,7 +255,13 @@ class LatestK(WeightAverage):
         return list(self._latest)
 
     def average(self) -> Weights:
-        """Returns the average by name."""
+        """Returns the average by name.
+
+        Raises:
+            InputError: nothing was noted yet.
+        """
+        if not self._latest:
+            raise InputError(_NONE)
         newest = self._latest[-1]
         # By their distances from one of them, so that weights that did not change are what they were, to the bit.
         apart = {name: [(_doubled(w[name]) - value) for w in self._latest] for name, value in newest.items()}

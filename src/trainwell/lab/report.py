@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,9 @@ def _history(path: Path) -> list[Table]:
 
 def _result(path: Path, task: str) -> Table:
     result: Table = json.loads(path.read_bytes())
-    check(result, stop_reason=str, metrics=dict, kept_epoch=int, epochs=int, halvings=int, test_loss=NUMBER)
+    check(result, stop_reason=str, metrics=dict, kept_epoch=int, epochs=int, halvings=int, test_loss=NUMBER | None)
+    result["test_loss"] = _number(result["test_loss"])
+    result["test_interval"] = [_number(end) for end in result["test_interval"]]
     for name in ("seconds", "test_accuracy") if task == "classification" else ("seconds",):
         if not finite(result[name]):
             raise ValueError(f"{name!r} is not a finite number")
@@ -176,18 +179,24 @@ def _evaluation(path: Path, facts: Table) -> tuple[npt.NDArray[Any], npt.NDArray
     return outputs, targets
 
 
+def _number(value: Any) -> Any:
+    """Returns a number, of which a file holds nothing where a model answered with NaN: JSON has no word for it."""
+    return math.nan if value is None else value
+
+
 def _mistakes(path: Path, classes: list[str]) -> list[Table]:
     pictures = load(path.with_suffix(".safetensors"), _tensors) or {}
     mistakes = []
     for number, row in enumerate(json.loads(path.read_bytes())):
-        check(row, name=str, true=int, predicted=int, confidence=NUMBER)
+        check(row, name=str, true=int, predicted=int, confidence=NUMBER | None)
         if not all(0 <= row[key] < len(classes) for key in ("true", "predicted")):
             raise ValueError(f"entry {number} names a class that run.json does not have")
         named = {key: classes[row[key]] for key in ("true", "predicted")}
         picture = pictures.get(str(number))
         if picture is not None:
             named |= {"picture": _png(picture), "sharp": max(picture.shape) < _SHARP_BELOW}
-        mistakes.append({"name": row["name"], "confidence": percent(row["confidence"])} | named)
+        confidence = percent(_number(row["confidence"]))
+        mistakes.append({"name": row["name"], "confidence": confidence} | named)
     return mistakes
 
 

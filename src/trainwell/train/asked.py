@@ -39,12 +39,17 @@ def told_apart(
             hint = nearest(name, [*known, *_LOADING, *also])
             raise InputError(f"neither fit, nor a recipe, nor load has {name!r}{hint}")
     fields = {name: value for name, value in options.items() if name in known}
-    lengths = {"epochs": None, "steps": None, "minutes": None}
-    recipe = dataclasses.replace(recipe, **{**(lengths if fields.keys() & lengths else {}), **fields})
+    recipe = recipe.but(**fields)
     loading = {name: value for name, value in options.items() if name in _LOADING}
     if loading.get("images") is not None:
         loading["images"] = str(absolute(loading["images"]))
     return recipe, loading
+
+
+def check_save_seconds(save_seconds: float) -> None:
+    """Refuses what is no time between two saves."""
+    if not save_seconds >= 0:
+        raise InputError(f"save_seconds must be at least 0; it is {save_seconds}")
 
 
 def changed(loading: dict[str, Any], folds: int | None) -> dict[str, Any]:

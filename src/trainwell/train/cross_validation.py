@@ -117,11 +117,6 @@ def _result(own: Path) -> dict[str, Any]:
     return content
 
 
-def cross_validates(data: Data) -> bool:
-    """Says whether the result comes from folds, which are other runs, and not from a test part."""
-    return data.options["folds"] > 1 and data.options["fold"] is None
-
-
 def pooled(folder: Path, data: Data) -> Tested:
     """Returns the outputs for all samples, each from the model of the fold that it was left out of.
 

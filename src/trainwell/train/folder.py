@@ -15,6 +15,7 @@ import trainwell
 from trainwell.augment import pictures
 from trainwell.data.batches import Batches
 from trainwell.data.dataset import Data
+from trainwell.data.sources import absolute
 from trainwell.errors import InputError
 from trainwell.files import remove, remove_partials, write_atomically, write_json
 from trainwell.images import Images
@@ -29,9 +30,21 @@ _LOCK = ".lock"
 # What a run consists of. Until run.json is there, which is written last, it is none and cannot be resumed.
 _FIRST = "checkpoints"  # which a run begins with
 _BEFORE = (pretrained.FILE, "recipe.toml", "split.safetensors", "augmentation.png")
-_AFTER = ("folds", "snapshots", "ensemble.json", "ensemble.html", "members", "history.jsonl", "result.json",
+_AFTER = ("folds", "snapshots", "ensemble.html", "members", "history.jsonl", "result.json",
           "model.safetensors", "evaluation.safetensors", "mistakes.json", "mistakes.safetensors",
           "feature_map.safetensors", "transfer.json", "report.html")  # fmt: skip
+
+
+def folder_of(out: Path | str | None, source: Any) -> Path:
+    """Returns the folder that is meant, or one that is not there yet.
+
+    Raises:
+        InputError: it lies among the images, of which it would be a class.
+    """
+    folder = absolute(out) if out is not None and str(out).startswith("~") else Path(out or unused_folder(source))
+    if isinstance(source, str | Path) and (data := absolute(source)).is_dir() and data in folder.absolute().parents:
+        raise InputError(f"{folder} lies in the folder of the images, {data}: choose an --out elsewhere")
+    return folder
 
 
 @contextlib.contextmanager
@@ -109,7 +122,7 @@ def refuse_used(folder: Path, overwrite: bool) -> None:
 
 def remove_run(folder: Path) -> None:
     """Removes a run, or what is left of one; a kill half-way leaves what can be removed again."""
-    for name in (*_AFTER, *_BEFORE, _FIRST, "run.json"):  # the last two say that the others are a run's
+    for name in (*_AFTER, *_BEFORE, _FIRST, "run.json", "ensemble.json"):  # the last say that the others are a run's
         remove(folder / name)
 
 

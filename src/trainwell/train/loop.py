@@ -242,8 +242,14 @@ class Trainer:
         if self._at_epochs_end:
             self._end_epoch()
 
-    def save_if_due(self, interrupted: Callable[[], bool]) -> None:
-        """Saves the state when it is time.
+    @property
+    def save_is_due(self) -> bool:
+        """Whether it is time to save the state."""
+        at_epochs_end = self._halves and self.batch == 0
+        return bool(self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds)
+
+    def save_if_due(self, interrupted: Callable[[], bool], *, due: bool = False) -> None:
+        """Saves the state when it is time, or if it is `due` for another reason.
 
         Raises:
             KeyboardInterrupt: `interrupted` says so; the state was saved.
@@ -251,8 +257,7 @@ class Trainer:
         if interrupted():
             self.save()
             raise KeyboardInterrupt(f"interrupted and saved after step {self.step} of {self.total_steps}")
-        at_epochs_end = self._halves and self.batch == 0
-        if self.stop_reason or at_epochs_end or time.monotonic() - self._saved >= self.save_seconds:
+        if due or self.save_is_due:
             self.save()
 
     def _end_solved(self) -> None:

@@ -33,8 +33,7 @@ def refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
     smallest = trainer.train.batch_size % piece or piece
     if smallest == 1 and any(_uses_its_batch(module) for module in trainer.model.modules()):
         raise InputError("batch norm needs at least 2 samples at once; change batch_size or grad_accum_steps")
-    part = trainer.val.part
-    x, y = trainer.val.plain(dataclasses.replace(part, indices=part.indices[:2])).batch(0, 0)
+    x, y = _two_samples(trainer)
     shape = tuple(x.shape)
     try:
         with torch.no_grad(), evaluating(trainer.model), trainer.hardware.autocast():
@@ -61,6 +60,27 @@ def refuse_misfits(trainer: Trainer, outputs: int, custom: Custom) -> None:
             y = torch.arange(min(outputs, _MOST_TRIED), device=y.device)
             out = torch.rand(len(y), *out.shape[1:], generator=torch.Generator().manual_seed(0)).to(y.device)
         _refuse_unmixable(trainer.objective, losses.aligned(out.float(), y), y, plain=trainer.classification)
+
+
+def refuse_unaveraged(trainer: Trainer, outputs: int) -> None:
+    """Refuses a model, beside a loss of the user's, whose answers are not what the data want, as an ensemble's mean is.
+
+    Raises:
+        InputError: the outputs have another shape than the targets, such as means and variances.
+    """
+    x, y = _two_samples(trainer)
+    with torch.no_grad(), evaluating(trainer.model), trainer.hardware.autocast():
+        shape = tuple(trainer.model(x).shape)
+    if shape not in [(len(y), outputs), tuple(y.shape)]:
+        raise InputError(
+            f"an ensemble averages what its members say, and judges that: outputs are to have the shape "
+            f"{(len(y), outputs)}, not {shape}; train with fit, or let the model return what is to be predicted alone"
+        )
+
+
+def _two_samples(trainer: Trainer) -> tuple[torch.Tensor, torch.Tensor]:
+    part = trainer.val.part
+    return trainer.val.plain(dataclasses.replace(part, indices=part.indices[:2])).batch(0, 0)
 
 
 def _uses_its_batch(module: nn.Module) -> bool:

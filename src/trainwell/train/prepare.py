@@ -15,6 +15,7 @@ from torch import nn
 from trainwell import models, random
 from trainwell.data.batches import Batches, statistics
 from trainwell.data.dataset import Data
+from trainwell.data.divide import cross_validates
 from trainwell.errors import InputError
 from trainwell.images import Images
 from trainwell.progress import track
@@ -24,7 +25,7 @@ from trainwell.train.choice import Choice
 from trainwell.train.custom import Custom
 from trainwell.train.display import Display
 from trainwell.train.loop import Trainer
-from trainwell.train.misfits import refuse_misfits
+from trainwell.train.misfits import refuse_misfits, refuse_unaveraged
 from trainwell.train.recipe import Recipe
 from trainwell.train.speed import steps_within
 from trainwell.transfer.backbones import Backbone
@@ -79,7 +80,9 @@ def prepared(data: Data, recipe: Recipe, custom: Custom, display: Display | None
             metrics=custom.metrics, classification=data.task == "classification", from_head=from_head,
         )  # fmt: skip
         probe = trainer(dataclasses.replace(recipe, epochs=None, minutes=None, steps=10**9))
-        refuse_misfits(probe, _outputs(data), custom)
+        refuse_misfits(probe, wanted_outputs(data), custom)
+        if recipe.snapshots:
+            refuse_unaveraged(probe, wanted_outputs(data))
         _announce(probe, data, custom, why, say)
         if recipe.minutes is not None:
             recipe = _within_minutes(recipe, probe, say)
@@ -96,6 +99,8 @@ def _refuse_unfit(data: Data, recipe: Recipe, custom: Custom) -> None:
         raise InputError("class_weight is for the loss of classes or labels; leave it at 'none' beside another")
     if recipe.sampling == "balanced" and data.task != "classification":
         raise InputError("sampling='balanced' needs one class a sample; for several labels there is class_weight")
+    if recipe.snapshots and cross_validates(data):
+        raise InputError("snapshots are judged on a test part, not by cross-validation: give folds=1 (--folds 1)")
     if recipe.cutmix and data.images is None:
         raise InputError("cutmix pastes parts of images: leave it at 0 for feature vectors; mixup takes any")
     if recipe.augment not in ("auto", "none") and data.images is None:
@@ -108,7 +113,7 @@ def _pretrained(
     """Returns the pretrained model, if there is one, what of it is trained, and the recipe with what they decide."""
     look = functools.partial(_look, data, recipe, display)
     backbone = pretrained.named(
-        recipe, data, custom, _outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
+        recipe, data, custom, wanted_outputs(data), say, lambda several, say: choosing.closest(data, several, look, say)
     )
     recipe = pretrained.resolved(recipe, backbone, custom)
     choice = custom.choice if backbone is not None else None
@@ -249,7 +254,7 @@ def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
         data: the data.
         size: height and width of the images in a batch; `None` for features.
     """
-    outputs = _outputs(data)
+    outputs = wanted_outputs(data)
     if isinstance(data.train.inputs, Images):
         assert size is not None
         channels = data.train.inputs.channels
@@ -259,7 +264,8 @@ def dimensions(data: Data, size: tuple[int, int] | None) -> dict[str, Any]:
     return {"num_classes": outputs, "in_chans": None, "img_size": None, "in_features": features}
 
 
-def _outputs(data: Data) -> int:
+def wanted_outputs(data: Data) -> int:
+    """Returns how many outputs data want of a model: one a class, label or value."""
     return len(data.classes) or (data.train.targets.shape[1] if data.train.targets.ndim == 2 else 1)
 
 
@@ -282,7 +288,7 @@ def _initialised(
     if backbone is not None:
         model = copy.deepcopy(backbone.model)
         if choice is not None:
-            model = choice.cut_off(model, _outputs(data))
+            model = choice.cut_off(model, wanted_outputs(data))
     return models.create(model, **dimensions(data, size), **noise)
 
 

@@ -27,6 +27,7 @@ SCHEDULES = (
 AUGMENTS = ("auto", "none", "light", "standard", "strong")
 AVERAGES = ("ema", "swa", "latest")
 _TRANSFER = re.compile(r"auto|none|linear|stage|top[1-9]\d*|all|gradual|lp_ft")
+LENGTHS = ("epochs", "steps", "minutes")
 OWN_RISE = ("triangular", "one_cycle")  # schedules that begin low by themselves
 
 # The ranges of the numbers, where they are given.
@@ -243,6 +244,18 @@ class Recipe:
                 raise InputError(f"a recipe has no field {name!r}{nearest(name, known)}")
         return cls(**fields)
 
+    def but(self, **fields: Any) -> "Recipe":
+        """Returns the recipe with some fields changed; a length among them takes the place of any other.
+
+        Raises:
+            InputError: as `from_dict`.
+
+        >>> Recipe(epochs=3, lr=0.1).but(steps=5).changes()
+        {'lr': 0.1, 'steps': 5}
+        """
+        lengths = dict.fromkeys(LENGTHS) if fields.keys() & set(LENGTHS) else {}
+        return Recipe.from_dict({**dataclasses.asdict(self), **lengths, **fields})
+
     @classmethod
     def load(cls, path: Path | str) -> "Recipe":
         """Reads a recipe from a TOML file of the names and values that differ from the defaults."""
@@ -358,7 +371,7 @@ def _check_together(recipe: Recipe) -> None:
         raise InputError(f"ema_decay must be below 1, and is for average='ema'; it is {recipe.ema_decay}")
     if recipe.average_epochs is not None and recipe.average not in ("swa", "latest"):
         raise InputError("average_epochs is for average='swa' and average='latest'; leave it out")
-    lengths = [name for name in ("epochs", "steps", "minutes") if getattr(recipe, name) is not None]
+    lengths = [name for name in LENGTHS if getattr(recipe, name) is not None]
     if len(lengths) > 1:
         raise InputError(f"{' and '.join(lengths)} each say how long to train; give one of them")
 

@@ -249,16 +249,21 @@ class _Joint:
                 trainers[k].count(reported_, right_, len(targets[0]))
 
     def after_step(self, interrupted: Callable[[], bool]) -> None:
-        """Does for each trainer what is to be done after a step; on a request to end all save before it is raised."""
+        """Does for each trainer what is to be done after a step; on a request to end all save before it is raised.
+
+        All save when one does, so that after a kill those that took their steps together do so again: in a smaller
+        stack they would be rounded otherwise.
+        """
         for k, trainer in self._going():
             try:
                 trainer.end_step()
             except DivergedError as error:
                 self._drop(k, error)
         ends, came = interrupted(), None
+        due = any(trainer.save_is_due for _, trainer in self._going())
         for _, trainer in self._going():
             try:
-                trainer.save_if_due(lambda: ends)
+                trainer.save_if_due(lambda: ends, due=due)
             except KeyboardInterrupt as request:
                 if not request.args:  # a second one, which acts at once
                     raise
