@@ -1,5 +1,6 @@
 """From a pretrained model to a run: `fit` with `pretrained` and `transfer`."""
 
+import contextlib
 import json
 import shutil
 
@@ -7,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import trainwell as tw
 from some_digits import some_digits
 from trainwell.cli import main
 from trainwell.models import resnet18
-from trainwell.train import Trainer
+from trainwell.optim import range_test
+from trainwell.train import Trainer, result
 
 TINY = {"batch_size": 32, "threads": 1, "precision": "fp32", "augment": "none", "quiet": True}
 
@@ -261,6 +264,8 @@ def test_from_the_command_line(before, tmp_path, capsys):
         ({"pretrained": "nothing/there"}, "nothing/there"),
         ({"transfer": "linear"}, "there is none"),
         ({"l2_sp": 0.1}, "pretrained weights"),
+        ({"layer_decay": 0.8}, "layer_decay is about pretrained weights"),
+        ({"backbone_lr": 0.5}, "backbone_lr is about pretrained weights"),
         ({"transfer_stage": "layer2"}, "transfer_stage='layer2' is for transfer='stage'"),
         (
             {"pretrained": "embedded", "transfer": "none"},
@@ -292,3 +297,96 @@ def test_a_damaged_start_is_told_in_one_line(data, before, tmp_path, monkeypatch
     with pytest.raises(tw.InputError, match=r"pretrained\.safetensors") as error:
         tw.resume(tmp_path / "run", data=data, quiet=True)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------- what was found by reading
+
+
+def test_a_module_of_the_same_weights_that_computes_something_else_has_features_of_its_own(data, tmp_path):
+    accuracy = []
+    for number, between in enumerate((nn.ReLU(), Nothing())):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), between, nn.Linear(32, 10))
+        run = tw.fit("digits", model=model, transfer="linear", folds=1, out=tmp_path / str(number), **TINY)
+        accuracy.append(run.result["test_accuracy"])
+    assert accuracy[0] > 0.8
+    assert accuracy[1] < 0.2
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x * 0
+
+
+def test_the_range_test_takes_the_rates_of_the_stages(data, before, monkeypatch):
+    seen = []
+    monkeypatch.setattr(range_test, "_shares", lambda optimizer: seen.append([g["lr"] for g in optimizer.param_groups]))
+    with contextlib.suppress(TypeError):
+        tw.lr_range(data, pretrained=str(before.path), transfer="all", backbone_lr=0.01, **TINY)
+    assert set(seen[0]) == {1.0, 0.01}
+
+
+@pytest.mark.parametrize("look", [tw.dry_run, tw.lr_range])
+def test_looking_leaves_a_model_as_it_is(look, before):
+    model = tw.Run(before.path).model.train()
+    start, text = {name: value.clone() for name, value in model.state_dict().items()}, repr(model)
+    options = {} if look is tw.dry_run else {"sweep_steps": 12, "trial_steps": 0}
+    with contextlib.suppress(tw.InputError, tw.errors.DivergedError):
+        look(some_digits([0, 1, 2, 3, 4, 5]), model=model, transfer="top1", drop_rate=0.3, folds=1, **TINY, **options)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(value, start[name]) for name, value in model.state_dict().items())
+    assert repr(model) == text
+
+
+@pytest.mark.parametrize("way", ["linear", "lp_ft"])
+def test_a_check_begins_at_chance_where_the_head_is_solved_for(way, data, before):
+    found = tw.dry_run(data, pretrained=str(before.path), transfer=way, **TINY)
+    assert found.starts_at_chance
+    assert found.last_loss < found.first_loss
+
+
+def test_a_check_takes_a_schedule_that_is_written_out():
+    found = tw.dry_run("digits", model="mlp", schedule="cosine(0.01, steps=100)", folds=1, quiet=True)
+    assert found.learns
+
+
+@pytest.mark.parametrize("way", ["linear", "top1", "lp_ft"])
+def test_dropconnect_stands_in_a_pretrained_models_last_layer(way, data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer=way, dropconnect=0.2, epochs=3)
+    assert run.result["test_accuracy"] > 0.4
+
+
+def test_a_kill_before_the_result_is_written_loses_no_map(data, before, tmp_path, monkeypatch):
+    written = result.write_result
+
+    def fail(*arguments):
+        raise SystemError("the machine went down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(result, "write_result", fail)
+        with pytest.raises(SystemError):
+            _fit(data, before, tmp_path / "run", transfer="top1", epochs=1)
+    assert written is result.write_result
+    run = tw.resume(tmp_path / "run", data=data, quiet=True)
+    assert json.loads((run.path / "transfer.json").read_text())["trained"].startswith("frozen: conv1")
+
+
+@pytest.mark.parametrize("damage", [
+    {"architecture": 5}, {"config": [1]}, {"cut": {"before": "layer3", "dimensions": -1}}, {"cut": []},
+], ids=str)  # fmt: skip
+def test_a_damaged_backbone_is_one_line(damage, data, before, tmp_path):
+    run = _fit(data, before, tmp_path / "run", transfer="top1", epochs=1)
+    info = json.loads((run.path / "run.json").read_text())
+    info["backbone"] |= damage
+    (run.path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(tw.InputError) as error:
+        tw.Run(run.path).predict(np.zeros((1, 8, 8), np.uint8))
+    assert "\n" not in str(error.value)
+
+
+def test_files_nested_too_deeply_are_one_line(before, tmp_path):
+    for name, text in (("recipe.toml", "a = " + "[" * 100_000), ("run.json", "[" * 100_000)):
+        run = shutil.copytree(before.path, tmp_path / name)
+        (run / name).write_text(text)
+        with pytest.raises(tw.InputError):
+            tw.Run(run)

@@ -392,3 +392,10 @@ def test_what_looks_at_steps_alone_chooses_nothing(data, before, capsys):
 def test_a_check_of_gradual_unfreezing_learns_with_all_stages_since_none_would_thaw_in_it(data, before):
     told = {**TINY, "pretrained": str(before.path)}
     assert tw.dry_run(data, transfer="gradual", **told) == tw.dry_run(data, transfer="all", **told)
+
+
+@pytest.mark.parametrize("average", [{"average": "ema", "ema_decay": 0.9}, {"average": "swa", "average_epochs": 1}])
+def test_what_is_tried_is_not_averaged(average, data, before, tmp_path):
+    run = tw.fit(data, out=tmp_path / "run", pretrained=str(before.path), epochs=1, transfer_minutes=0.05, **average,
+                 **TINY)  # fmt: skip
+    assert run.recipe.average == average["average"]

@@ -1,5 +1,6 @@
 """`fit` and `resume`: from a source of data to a run on disk."""
 
+import copy
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -33,7 +34,7 @@ from trainwell.train.loop import Metric, Trainer
 from trainwell.train.prepare import prepared, tell
 from trainwell.train.range_test import range_test
 from trainwell.train.recipe import Recipe
-from trainwell.train.result import finish
+from trainwell.train.result import finish, keep_best
 from trainwell.train.snapshots import taken
 
 OnEpochEnd = Callable[[Trainer, Row], object]
@@ -179,7 +180,8 @@ def dry_run(
         _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "learning one batch", given
         tell(data, display)
-        with prepared(data, given, Custom(model, loss, choice=Choice.of_all(given)), display) as trainer:
+        custom = Custom(copy.deepcopy(model), loss, choice=Choice.of_all(given))
+        with prepared(data, given, custom, display) as trainer:
             display.say("learning one batch by heart …")
             return learn_one_batch(trainer, len(data.classes))
 
@@ -233,7 +235,7 @@ def lr_range(
         _, data = read_data(source, asked, folds, quiet)
         work.doing, work.recipe = "looking for a learning rate", given
         tell(data, display)
-        custom = Custom(model, loss, choice=Choice.of_all(given))
+        custom = Custom(copy.deepcopy(model), loss, choice=Choice.of_all(given))
         with prepared(data, dataclasses.replace(given, minutes=None), custom, display) as trainer:
             display.end_of_training()
             found = range_test(trainer, low=low, high=high, steps=sweep_steps, trial_steps=trial_steps, quiet=quiet)
@@ -294,9 +296,10 @@ def _train(
     display.end_of_training()
     work.doing = "testing"
     display.say(f"{trainer.stop_reason}, in {duration(trainer.seconds)}; testing …")
-    result = finish(folder, trainer, data, pooled(folder, data) if cross_validates(data) else None)
-    if trainer.backbone is not None:
+    if trainer.backbone is not None:  # before the result, with which a run is done
+        keep_best(trainer)
         write_feature_map(folder, trainer, data)
+    result = finish(folder, trainer, data, pooled(folder, data) if cross_validates(data) else None)
     run = Run(folder, trainer.model)
     work.doing = "writing the report"
     report = run.report()

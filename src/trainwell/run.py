@@ -135,7 +135,7 @@ class Run:
             several = (self.path / "ensemble.json").exists()
             hint = "but an ensemble: tw.Ensemble(path)" if several else "give the folder that --out named"
             raise InputError(f"{self.path} holds no run{',' if several else ';'} {hint}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path / 'run.json'} is damaged ({error})") from None
@@ -143,8 +143,8 @@ class Run:
             raise InputError(f"{self.path / 'run.json'} is damaged ({wrong})")
 
     def __repr__(self) -> str:
-        figures = {name: self.result[name] for name in ("test_accuracy", "test_loss") if name in self.result}
-        told = "".join(f", {name}={value:.4f}" for name, value in figures.items())
+        figures = {name: self.result.get(name) for name in ("test_accuracy", "test_loss")}
+        told = "".join(f", {name}={value:.4f}" for name, value in figures.items() if value is not None)
         return f"{type(self).__name__}({str(self.path)!r}{told})"
 
     @property
@@ -153,7 +153,7 @@ class Run:
         path = self.path / "result.json"
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path} is damaged ({error}); remove it: resuming the run writes it anew") from None
         return content
 

@@ -312,3 +312,11 @@ def test_equally_good_models_are_seldom_told_apart(n):
     for p in grid:  # exactly, no simulation
         chance = stats.binom.pmf(np.arange(n + 1), n, p)
         assert 0.03 < chance @ apart @ chance < 0.07
+
+
+def test_one_sample_or_group_tells_no_interval():
+    def mean(outputs, targets):
+        return float((outputs - targets).mean())
+
+    assert all(map(math.isnan, bootstrap_interval(mean, torch.ones(1), torch.zeros(1))))
+    assert all(map(math.isnan, bootstrap_interval(mean, torch.arange(9.0), torch.zeros(9), groups=[4] * 9)))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from trainwell.errors import InputError
 from trainwell.models import create, resnet
@@ -47,3 +48,13 @@ def test_a_file_of_which_less_is_said_is_read_all_the_same(tmp_path):
     path = tmp_path / "plain.safetensors"
     save_file(create("resnet8", num_classes=2, in_chans=3).state_dict(), path, {"format": "pt"})
     assert load_backbone(path, num_classes=2).architecture == "resnet8"
+
+
+def test_a_wrapped_model_loses_its_head_too_and_what_is_too_large_is_refused(tmp_path):
+    model = create("resnet8", num_classes=2, in_chans=3)
+    save_backbone(tmp_path / "a.safetensors", nn.DataParallel(model), architecture="resnet8")
+    assert not any("fc" in name or "module" in name for name in load_file(tmp_path / "a.safetensors"))
+    model.bn1.running_var.fill_(1e6)
+    with pytest.raises(InputError, match=r"bn1.running_var has numbers that are too large for torch.float16"):
+        save_backbone(tmp_path / "b.safetensors", model, architecture="resnet8", dtype=torch.float16)
+    assert not (tmp_path / "b.safetensors").exists()

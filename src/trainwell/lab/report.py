@@ -97,8 +97,12 @@ class _Run:
         monitor = self.recipe.monitor
         least = self.recipe.monitor_mode == "min" or (self.recipe.monitor_mode == "auto" and monitor.endswith("loss"))
         sign = 1 if least else -1
-        scores = [(sign * row[monitor], row["epoch"]) for row in self.history if row.get(monitor) is not None]
-        return min(scores)[1] if scores else None
+        scores = [
+            (sign * row[monitor], _number(row.get("val_loss")), row["epoch"])  # ties go to the lower loss
+            for row in self.history
+            if row.get(monitor) is not None
+        ]
+        return min(scores)[2] if scores else None
 
 
 def _read(folder: Path) -> _Run:

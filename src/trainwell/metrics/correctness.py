@@ -338,7 +338,8 @@ def bootstrap_interval(
         groups: The group of each sample, shape `(n,)`, any integers; without them every sample is on its own.
 
     Returns:
-        Its ends, NaN where the metric is a number on less than half of the draws.
+        Its ends; NaN where the metric is a number on less than half of the draws, or there is one sample or group, of
+            which all draws are the same.
 
     Raises:
         InputError: If `groups` has another shape.
@@ -351,6 +352,8 @@ def bootstrap_interval(
     if np.shape(group_of) != (len(targets),):
         raise InputError(f"groups has one entry for each of {len(targets)} samples, not {np.shape(group_of)}")
     _, first, group_of, sizes = np.unique(group_of, return_index=True, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return math.nan, math.nan
     members = np.argsort(group_of, kind="stable")  # group by group; each begins at:
     begins, by_appearance = sizes.cumsum() - sizes, np.argsort(first)
     values = []

@@ -291,7 +291,8 @@ class _Trials:
     def _trained(self, one: Candidate, seconds: float) -> tuple[Right | None, str]:
         """Says of each sample that is judged whether a model is right that was trained on others; or why not."""
         recipe = dataclasses.replace(
-            self.recipe, **one.changes, restore_best=False, average="none", snapshots=0, patience=None,
+            self.recipe, **one.changes, restore_best=False, average="none", ema_decay=None, average_epochs=None,
+            snapshots=0, patience=None,
         )  # fmt: skip
         steps = 0
         right: list[Right] = []

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from trainwell.data.dataset import Data, Samples
 from trainwell.data.divide import divide
-from trainwell.errors import InputError
+from trainwell.errors import InputError, in_one_line
 from trainwell.files import remove, remove_partials
 from trainwell.train import pretrained
 from trainwell.train.choice import Choice
@@ -99,7 +100,10 @@ def _train_fold(own: Path, part: Data, final: Trainer, custom: Custom, prepare: 
     recipe, resumes = final.recipe, (own / "run.json").exists()
     if final.choice is not None:  # which has seen what a fold is judged on, and is made anew without that
         told = json.loads((own / "run.json").read_text(encoding="utf-8"))["choice"] if resumes else None
-        custom = dataclasses.replace(custom, choice=None if told is None else Choice(**told))
+        try:
+            custom = dataclasses.replace(custom, choice=None if told is None else Choice(**told))
+        except TypeError as error:
+            raise InputError(f"{own / 'run.json'} is damaged ({in_one_line(error)}): remove that folder") from None
         recipe = Recipe.load(own / "recipe.toml") if resumes else final.choice.undone(recipe)
     with prepared(part, recipe, custom) as trainer:
         if resumes:
@@ -139,7 +143,7 @@ def pooled(folder: Path, data: Data) -> Tested:
                 f"{own} is damaged ({error}): remove that folder, and resume, to train the fold anew"
             ) from None
         figures = ("test_accuracy", "test_balanced_accuracy", "test_loss", "test_samples", "kept_epoch")
-        told.append({name: result[name] for name in figures if name in result})
+        told.append({name: math.nan if result[name] is None else result[name] for name in figures if name in result})
         outputs.append(tensors["test_outputs"])
         targets.append(tensors["test_targets"])
         rows.append(tensors["test_rows"].numpy())

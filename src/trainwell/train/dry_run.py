@@ -3,10 +3,15 @@
 import dataclasses
 import math
 
+import torch
+
 from trainwell import random
 from trainwell.errors import DivergedError
 from trainwell.train.loop import Trainer
 from trainwell.train.speed import copied
+from trainwell.transfer.surgery import find_head
+
+_LOOKED_AT = 10_000  # steps of a schedule that says the rates itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +47,13 @@ def learn_one_batch(trainer: Trainer, classes: int, most_steps: int = 300) -> Dr
     A first loss far from ln(classes) tells of a bad initialisation or scale; a batch that cannot be learnt tells of
     targets that do not belong to their inputs, a rate far off, or a model that cannot fit.
     """
-    probe = copied(trainer, schedule="constant", warmup=0.0)
+    rate = trainer.recipe.lr or max(map(trainer.schedule, range(min(trainer.total_steps, _LOOKED_AT))))
+    probe = copied(trainer, schedule="constant", warmup=0.0, lr=rate)
     probe.objective = probe.reported
+    if trainer.recipe.transfer in ("linear", "lp_ft"):  # whose head may be the best there is already
+        with torch.no_grad():
+            for parameter in probe.model.get_submodule(find_head(probe.model)).parameters():
+                parameter.zero_()
     losses: list[float] = []
     with random.preserved():
         while len(losses) < most_steps and not (losses and losses[-1] <= 0.1 * losses[0]):

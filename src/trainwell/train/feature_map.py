@@ -45,8 +45,8 @@ def write_feature_map(folder: Path, trainer: Trainer, data: Data) -> None:
 
     Args:
         folder: the run directory.
-        trainer: after `trainwell.train.result.finish`, so that its model has the weights that are kept. It is left in
-            the mode and on the device in which it is.
+        trainer: after `trainwell.train.result.keep_best`, so that its model has the weights that are kept. It is left
+            in the mode and on the device in which it is.
         data: what it was trained on.
     """
     about: dict[str, Any] = {"trained": trainer.tuning.sentence() if trainer.tuning is not None else ""}

@@ -1,5 +1,6 @@
 """What is said about outputs for samples that a model has never seen: how good, for which class, how sure."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -103,4 +104,5 @@ def short(result: dict[str, Any]) -> str:
     """Returns the result in a few words."""
     if "test_accuracy" in result:
         return f"{result['test_accuracy']:.1%} right on {result['test_samples']:,}"
-    return f"test loss {result['test_loss']:.4g} on {result['test_samples']:,}"
+    loss = result["test_loss"]
+    return f"test loss {math.nan if loss is None else loss:.4g} on {result['test_samples']:,}"

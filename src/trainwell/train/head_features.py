@@ -25,6 +25,8 @@ from trainwell.transfer.surgery import find_head, head_inputs
 
 Progress = Callable[..., Iterable[Any]]
 
+_PROBED = 4  # rows that tell one module from another of the same weights
+
 
 @dataclass
 class HeadFeatures:
@@ -62,14 +64,15 @@ class HeadFeatures:
             like.mean.tolist(),
             like.std.tolist(),
             dataclasses.astuple(self.hardware),
+            self._computed(self.rows[:_PROBED]).tolist(),  # a module computes what its code says, not its weights alone
         )
         key = key_of(self.model, repr(settings), self.rows.tobytes().hex())
-        return cached(key, lambda: {"features": self._computed()})["features"]
+        return cached(key, lambda: {"features": self._computed(self.rows, self.progress)})["features"]
 
-    def _computed(self) -> torch.Tensor:
+    def _computed(self, rows: npt.NDArray[np.int64], progress: Progress | None = None) -> torch.Tensor:
         like = self.like
-        plain = like.plain(dataclasses.replace(like.part, indices=self.rows), min(64, like.batch_size))
-        shown = self.progress(plain, len(plain), "computing features")
+        plain = like.plain(dataclasses.replace(like.part, indices=rows), min(64, like.batch_size))
+        shown = progress(plain, len(plain), "computing features") if progress else plain
         return inputs_of(self.model, find_head(self.model), shown, autocast=self.hardware.autocast())
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from torch import nn
 
 from trainwell.data.dataset import Data
-from trainwell.errors import InputError, in_one_line
+from trainwell.errors import InputError, in_one_line, is_out_of_memory
 from trainwell.files import write_tensors
 from trainwell.images import Images
 from trainwell.train.custom import Custom
@@ -129,8 +129,10 @@ def resolved(recipe: Recipe, backbone: Backbone | None, custom: Custom) -> Recip
             f"transfer={recipe.transfer!r} says how to train a pretrained model, and there is none: "
             "say which with pretrained (--pretrained), or give one as model="
         )
-    if recipe.l2_sp:
-        raise InputError("l2_sp pulls toward pretrained weights, and there are none: leave it at 0, or say pretrained")
+    plain = Recipe()
+    for name in ("l2_sp", "backbone_lr", "layer_decay", "pretrained_partial"):
+        if getattr(recipe, name) != getattr(plain, name):
+            raise InputError(f"{name} is about pretrained weights, and there are none: leave it out, or say pretrained")
     return dataclasses.replace(recipe, transfer="none")
 
 
@@ -194,19 +196,16 @@ def rebuilt(told: dict[str, Any] | None, model: dict[str, Any]) -> nn.Module | N
     """
     if told is None:
         return None
-    module, cut = _uncut(told, model), told.get("cut")
-    if cut is None:
-        return module
     try:
-        before, dimensions = str(cut["before"]), int(cut["dimensions"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"run.json is damaged: where it cut the backbone lacks {error}") from None
-    return Cut(module, before, dimensions, model["num_classes"])
+        module, cut = _uncut(told, model), told.get("cut")
+        return module if cut is None else Cut(module, str(cut["before"]), int(cut["dimensions"]), model["num_classes"])
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, InputError) or is_out_of_memory(error):
+            raise
+        raise InputError(f"run.json is damaged: what it says of the backbone makes no model ({in_one_line(error)})"
+                         ) from None  # fmt: skip
 
 
 def _uncut(told: dict[str, Any], model: dict[str, Any]) -> nn.Module:
-    try:
-        architecture, config = told["architecture"], told["config"]
-    except (KeyError, TypeError) as error:
-        raise InputError(f"run.json is damaged: what it says of the backbone lacks {error}") from None
+    architecture, config = told["architecture"], told["config"]
     return rebuild(architecture, config, num_classes=model["num_classes"], in_chans=model["in_chans"])

@@ -27,8 +27,13 @@ def range_test(trainer: Trainer, **options: Any) -> RangeTest:
         return loss
 
     most = max(options.get("steps", 0), options.get("trial_steps", 0), 100)
-    before = trainer.step
+    before, groups = trainer.step, trainer.optimizer.param_groups
+    rates = [group["lr"] for group in groups]
+    for group in groups:  # the test keeps the shares that they have of the highest
+        group["lr"] = group.get("lr_scale", 1.0)
     try:
         return lr_range(trainer.model, trainer.optimizer, range(most), closure=loss_of_step, **options)
     finally:
         trainer.step = before
+        for group, rate in zip(groups, rates, strict=True):
+            group["lr"] = rate

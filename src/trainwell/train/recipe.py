@@ -262,7 +262,7 @@ class Recipe:
         path = Path(path)
         try:
             return cls.from_dict(tomllib.loads(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise InputError(f"{path}: no recipe can be read from it ({reason})") from None
         except InputError as error:

@@ -13,7 +13,7 @@ from trainwell.files import write_tensors
 from trainwell.transfer.found import Figures, Found, figures_in, table_in
 from trainwell.transfer.state import read_weights
 from trainwell.transfer.surgery import find_head
-from trainwell.weights import is_within
+from trainwell.weights import bare, is_within
 
 _KEY = "trainwell"
 
@@ -55,9 +55,12 @@ def save_backbone(
     >>> load_backbone(path, num_classes=5).model.fc
     Linear(in_features=64, out_features=5, bias=True)
     """
+    model = bare(model)
     head = find_head(model)
     body = {name: value for name, value in model.state_dict().items() if not is_within(name, head)}
     kept = {name: value.to(dtype) if value.is_floating_point() else value for name, value in body.items()}
+    if overflown := [name for name, value in kept.items() if value.isinf().any() and not body[name].isinf().any()]:
+        raise InputError(f"{overflown[0]} has numbers that are too large for {dtype}: save it in torch.float32")
     about = {
         "architecture": architecture, "config": dict(config or {}), "mean": mean, "std": std, "img_size": img_size,
         "licence": licence, "trained_on": trained_on, "extra": [*(extra or {})],

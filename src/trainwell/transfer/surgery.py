@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from trainwell.errors import InputError, nearest
 from trainwell.freezing import freeze_parameters, thaw
+from trainwell.regularize import DropConnect
 from trainwell.weights import bare, is_weight, is_within, parameters_of_norms
 
 _USUAL = ("fc", "classifier", "head", "heads")
@@ -67,6 +68,8 @@ def _layers(module: nn.Module, name: str) -> list[str]:
 
 
 def _is_last(layer: nn.Module) -> bool:
+    if isinstance(layer, DropConnect):  # in a Linear's place
+        return layer.weight.ndim == 2
     return isinstance(layer, nn.Linear) or (
         isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.groups == 1
     )
@@ -103,6 +106,8 @@ def replace_head(model: nn.Module, num_classes: int, *, name: str | None = None,
     old = _named(model, name)
     if not name or not _is_last(old):
         raise InputError(f"{name!r} is a {type(old).__name__}: only a Linear or a 1×1 Conv2d in a model is replaced")
+    if isinstance(old, DropConnect):
+        raise InputError(f"{name!r} is a {type(old).__name__}, which a new layer would not be: put it in afterwards")
     assert isinstance(old, nn.Linear | nn.Conv2d)
     if nn.parameter.is_lazy(old.weight):
         raise InputError(f"the layer {name!r} has no shape yet: run one batch through the model first")
