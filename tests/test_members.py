@@ -296,14 +296,14 @@ def nets(tmp_path, monkeypatch):
 def _plan(folder, **fields):
     """Writes an ensemble's file as a stranger might."""
     about = {"members": [{"run": "members/1", "weights": "model.safetensors"}], "mean": "arithmetic", "engine": "loop",
-             "source": "digits", "loading": {"folds": 1}, "recipes": [{"epochs": 1, "threads": 1}]}  # fmt: skip
+             "source": "digits", "loading": {"folds": 1}, "common": {"epochs": 1, "threads": 1}, "recipes": [{"epochs": 1, "threads": 1}]}  # fmt: skip
     folder.mkdir()
     (folder / "ensemble.json").write_text(json.dumps(about | fields))
 
 
 def test_an_ensemble_from_a_stranger_runs_no_code(nets, tmp_path, capsys):
     recipes = [{"epochs": 1, "model": nets}, {"epochs": 1, "model": nets, "seed": 1}]
-    _plan(tmp_path / "out", recipes=recipes)
+    _plan(tmp_path / "out", recipes=recipes, common=recipes[0])
     for words in ((), ("--members", "3")):
         code, _, err = call(capsys, "fit", "--resume", "--out", "out", *words)
         assert code == 2
@@ -446,7 +446,7 @@ def test_an_ensemble_that_was_made_of_runs_is_not_gone_on_with(tmp_path, capsys)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"recipes": []}, {"recipes": 3}, {"recipes": [3]}, {"recipes": [{"lrr": 1}]}, {"loading": {"lr": 1}},
+        {"common": 3}, {"common": {"lrr": 1}}, {"recipes": []}, {"recipes": 3}, {"recipes": [3]}, {"recipes": [{"lrr": 1}]}, {"loading": {"lr": 1}},
         {"loading": []}, {"engine": "fast"}, {"engine": None}, {"source": 3}, {"threads": "two"}, {"chosen": []},
         {"chosen": {"sees": 1}}, {"share_of_minutes": 0, "recipes": [{"minutes": 1}]},
     ],

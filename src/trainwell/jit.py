@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 
 def compiled(python: Callable[..., None], **options: Any) -> Callable[..., None]:
@@ -32,5 +33,10 @@ def reads(x: Tensor) -> bool:
 
 
 def is_traced() -> bool:
-    """Returns whether torch follows what is computed, to compile it or for `torch.func`: let it look into all of it."""
-    return torch.compiler.is_compiling() or torch._C._functorch.maybe_current_level() is not None
+    """Returns whether torch follows what is computed, to compile or record it, or for `torch.func`: let it see all."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.maybe_current_level() is not None
+        or get_proxy_mode() is not None
+    )

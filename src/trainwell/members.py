@@ -220,8 +220,8 @@ def _refuse_unnamed(folder: Path, codes: list[str], members: int | list[Changes]
 
 
 def _refuse_beside_recipes(members: int | list[Changes] | None, given: Recipe) -> None:
-    """Refuses what is said of all members beside one that is a whole recipe, to which it would say nothing."""
-    whole = isinstance(members, list) and any(isinstance(one, Recipe) for one in members)
+    """Refuses what is said of all members where each is a whole recipe, to which it would say nothing."""
+    whole = isinstance(members, list) and all(isinstance(one, Recipe) for one in members)
     if whole and (changes := given.changes()):
         raise InputError(
             f"{', '.join(changes)} beside members that are recipes would be lost: give what is different in each, as "

@@ -392,3 +392,10 @@ def test_text_that_is_none_is_refused_and_nothing_is_run(text, message):
         parse(text)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("change", [{}, {"flip": 0.5}, {"rotate": 10}, {"erase": 1.0}])
+def test_an_empty_batch_stays_empty_and_images_without_pixels_are_refused(change):
+    assert Augment(**change)(torch.rand(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+    with pytest.raises(InputError, match=r"the shape \(2, 3, 0, 4\): images have at least one channel and one pixel"):
+        Augment(**change)(torch.rand(2, 3, 0, 4))

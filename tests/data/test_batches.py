@@ -166,3 +166,8 @@ def test_a_sample_that_comes_again_in_an_epoch_is_changed_otherwise():
 def test_only_classes_can_be_balanced():
     with pytest.raises(ValueError, match="one class each"):
         Batches(Part(np.zeros((4, 1), np.float32), np.zeros(4, np.float32), np.arange(4)), 2, balanced=True)
+
+
+def test_a_constant_column_is_divided_by_one_in_float64_too():
+    part = Part(np.full((1001, 1), 0.1), np.zeros(1001), np.arange(1001))
+    assert statistics(part)[1].tolist() == [1.0]

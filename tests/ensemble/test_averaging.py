@@ -317,3 +317,8 @@ def test_weights_that_never_change_are_what_they_were_to_the_bit(dtype):
             average.update()
         average.copy_to_model()
         assert model.weight.equal(start)
+
+
+def test_there_is_no_latest_average_before_an_update():
+    with pytest.raises(InputError, match="call update"):
+        LatestK(nn.Linear(2, 1), 3).average()

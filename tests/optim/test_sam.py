@@ -216,3 +216,12 @@ def test_both_passes_of_fit_have_the_same_noise(noise, tmp_path, monkeypatch):
         run = tw.fit("digits", out=tmp_path / str(rho), model=copy.deepcopy(model), sam=rho, **options)
         ends.append(torch.cat([p.flatten() for p in run.model.parameters()]))
     torch.testing.assert_close(*ends)
+
+
+@pytest.mark.parametrize("size", [4e4, 2e-7])
+def test_half_precision_ascends_by_rho_whatever_the_gradients_size(size):
+    model = nn.Linear(4, 1, bias=False).half()
+    start = model.weight.detach().clone()
+    model.weight.grad = torch.full_like(model.weight, size)
+    with SAM(model, 0.5).ascended():
+        torch.testing.assert_close(model.weight - start, torch.full_like(start, 0.25), atol=1e-3, rtol=0)

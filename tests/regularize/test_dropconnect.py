@@ -200,3 +200,10 @@ def test_layers_that_do_more_than_they_say_are_refused():
             DropConnect(other)
     with pytest.raises(InputError, match="has hooks"):
         DropConnect(nn.utils.spectral_norm(nn.Linear(2, 2)))
+
+
+def test_a_row_of_zeros_has_a_derivative_where_it_is_sampled():
+    layer = DropConnect(nn.Linear(3, 2, bias=False), 0.5).eval()
+    with sampling(layer):
+        layer(torch.tensor([[0.0, 0, 0], [1, 2, 3]])).sum().backward()
+    assert layer.weight.grad.isfinite().all()

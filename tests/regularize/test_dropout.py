@@ -206,3 +206,18 @@ def test_nothing_is_left_of_the_enumeration():
     assert model.training
     assert not model[0]._sampling
     assert model.state_dict().keys() == {"1.weight", "1.bias"}
+
+
+def test_reverse_over_forward_is_forward_over_reverse():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Dropout(0.5), nn.Linear(4, 2)).double()
+    x, direction = torch.randn(5, 3, dtype=torch.float64, requires_grad=True), torch.randn(5, 3, dtype=torch.float64)
+    with keyed(model, 0, 1), torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, direction)
+        tangent = torch.autograd.forward_ad.unpack_dual(model(dual)).tangent
+        ours = torch.autograd.grad(tangent.square().sum(), model[0].weight)[0]
+    with keyed(model, 0, 1):
+        product = torch.autograd.functional.jvp(lambda x: model(x), x, direction, create_graph=True)[1]
+        theirs = torch.autograd.grad(product.square().sum(), model[0].weight)[0]
+    assert ours.abs().max() > 0.01
+    torch.testing.assert_close(ours, theirs)

@@ -225,3 +225,20 @@ def test_bad_input():
         mixup(torch.zeros(2, 2), 0, alpha=0)
     with pytest.raises(InputError, match="CutMix is for images"):
         cutmix(torch.zeros(2, 2), 0)
+
+
+@pytest.mark.parametrize(
+    ("mix", "message"),
+    [
+        (lambda x: mixup(x, alpha=math.inf), "alpha is inf"),
+        (lambda x: mixup(x, share=2.0), "a share is below 0, above 1 or NaN"),
+        (lambda x: mixup(x, share=math.nan), "a share is"),
+        (lambda x: cutmix(x, share=-1.0), "a share is"),
+        (lambda x: cutmix(x, share=0.5, centres=[3.0, 3.0]), "centres lie outside"),
+        (lambda x: mixed_loss(F.cross_entropy, x[:, :, 0, 0], *[torch.zeros(4).long()] * 2, torch.ones(4, 1)),
+         r"share has shape \(4, 1\)"),
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(mix, message):
+    with pytest.raises(InputError, match=message):
+        mix(torch.randn(4, 3, 8, 8))

@@ -281,3 +281,10 @@ def test_fit_refuses_them_for_such_rules_before_it_begins(optimizer, tmp_path):
     with pytest.raises(InputError, match="cannot take it"):
         tw.fit("digits", out=tmp_path / "run", optimizer=optimizer, l1=1e-3, quiet=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_complex_weights_count_by_their_size():
+    w = torch.tensor([3 + 4j], requires_grad=True)
+    penalty = tw.regularize.ElasticNet(l1=1.0, l2=2.0)([w])
+    penalty.backward()
+    assert float(penalty.detach()) == pytest.approx(5 + 25)

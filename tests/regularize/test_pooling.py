@@ -8,6 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch.autograd import forward_ad as fwAD
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from trainwell import InputError
@@ -137,6 +139,19 @@ def test_derivatives_of_derivatives_and_forward_ones(mode):
 
     assert torch.autograd.gradgradcheck(pooled, x)
     assert torch.autograd.gradcheck(pooled, x, check_forward_ad=True)
+    with fwAD.dual_level():  # forward over reverse, and reverse over forward, are each other
+        direction = torch.randn_like(x)
+        dual = fwAD.make_dual(x, direction)
+        forward_over_reverse = fwAD.unpack_dual(torch.autograd.grad(pooled(dual).sum(), dual, create_graph=True)[0])
+        tangent = fwAD.unpack_dual(pooled(dual)).tangent
+        reverse_over_forward = torch.autograd.grad(tangent.sum(), x)[0]
+    torch.testing.assert_close(forward_over_reverse.tangent, reverse_over_forward)
+
+
+def test_what_is_recorded_computes_what_the_layer_does():
+    layer, x = FractionalMaxPool2d(0.5).eval(), torch.arange(16.0).view(1, 1, 4, 4)
+    recorded = make_fx(layer)(x)
+    assert torch.equal(recorded(x + 1), layer(x + 1))
 
 
 def test_torch_func_looks_into_it():

@@ -341,6 +341,8 @@ def _check_batch(batch: Any) -> None:
     shape = tuple(batch.shape)
     if batch.ndim != 4 or not (batch.dtype == torch.uint8 or batch.is_floating_point()):
         raise InputError(f"a batch of images is uint8 or float of shape (n, c, h, w), not {batch.dtype} of {shape}")
+    if 0 in shape[1:]:
+        raise InputError(f"a batch has the shape {shape}: images have at least one channel and one pixel")
     if shape[1] > 4 and shape[3] in (1, 3, 4):
         raise InputError(
             f"a batch is (n, c, h, w), and this one, {shape}, (n, h, w, c): give batch.permute(0, 3, 1, 2)"

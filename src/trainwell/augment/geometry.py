@@ -45,7 +45,7 @@ def inverse(flip: Floats, upside: Floats, stretch: Floats, shear: Floats, rotate
     """
     cosine, sine, lean = np.cos(np.deg2rad(rotate)), np.sin(np.deg2rad(rotate)), np.tan(np.deg2rad(shear))
     across, down = (1 - 2 * flip) / (np.sqrt(stretch) * scale), (1 - 2 * upside) * np.sqrt(stretch) / scale
-    count = max(len(values) for values in (across, down, cosine, lean))
+    (count,) = np.broadcast_shapes(*(values.shape for values in (across, down, cosine, lean)))
     # diag(across, down) @ [[1, lean], [0, 1]] @ [[cosine, -sine], [sine, cosine]]
     linear = np.empty((count, 2, 2))
     linear[:, 0, 0], linear[:, 0, 1] = across * (cosine + lean * sine), across * (lean * cosine - sine)

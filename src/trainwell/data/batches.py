@@ -1,6 +1,7 @@
 """Batches as a function of where they stand: seed, epoch, number."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,7 +53,8 @@ def statistics(part: Part, most: int = 2_000) -> tuple[npt.NDArray[np.float64], 
         mean = sum(part.inputs[rows].mean(axes, np.float64) * len(rows) for rows in pieces) / len(part)
         squares = ((part.inputs[rows] - mean.reshape(spread)) ** 2 for rows in pieces)
         deviation = np.sqrt(sum(piece.mean(axes) * len(piece) for piece in squares) / len(part))
-    return mean, np.where(deviation > 0, deviation, 1.0)
+    rounding = 10 * np.finfo(np.float64).eps * np.abs(mean) * math.sqrt(len(part))  # of what is constant
+    return mean, np.where(deviation > rounding, deviation, 1.0)
 
 
 def _along_columns(ndim: int) -> tuple[int, ...]:

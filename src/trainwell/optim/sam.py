@@ -74,7 +74,7 @@ class SAM:
 
     @torch.no_grad()
     def _ascend(self, moved: list[nn.Parameter], weights: list[Tensor]) -> None:
-        slopes = [p.grad for p in moved if p.grad is not None]
+        slopes = [p.grad if p.dtype == torch.float64 else p.grad.float() for p in moved if p.grad is not None]
         if self.adaptive:
             slopes = [slope * weight for slope, weight in zip(slopes, weights, strict=True)]
         length = torch.nn.utils.get_total_norm(slopes)
@@ -83,7 +83,7 @@ class SAM:
         # Where the gradient is 0 there is no way up, and the weights stay.
         scale = torch.where(length > 0, self.rho / length, 0)
         for p, slope in zip(moved, slopes, strict=True):
-            p.add_(slope * scale.to(slope.device, slope.dtype))
+            p.add_((slope * scale.to(slope.device)).to(p.dtype))
 
 
 @contextlib.contextmanager

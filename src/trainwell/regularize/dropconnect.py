@@ -84,7 +84,8 @@ class DropConnect(Noise):
         spread = self.p * keep if self.scaling == "classic" else self.p / keep
         variance = spread * self._computed(x**2, self.weight**2, None if self.bias is None else self.bias**2)
         normal = masks.gaussian(self.row_keys(x), mean[0].numel()).view_as(mean)
-        return mean + (variance.clamp(min=0).sqrt() * normal).to(mean.dtype)
+        varies = variance > 0  # where it is 0, its root has no derivative
+        return mean + torch.where(varies, torch.where(varies, variance, 1).sqrt() * normal, 0).to(mean.dtype)
 
     def _masked(self, x: Tensor) -> Tensor:
         n = len(x)

@@ -105,8 +105,8 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        *how, maps = ctx.how
-        return masks.drop(tangents[0], *how, maps=maps)
+        result: Tensor = _Drop.apply(tangents[0], *ctx.how)  # type: ignore[no-untyped-call]
+        return result
 
 
 # ---------------------------------------------------------------------- over all masks

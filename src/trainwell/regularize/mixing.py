@@ -5,6 +5,7 @@ and Yoo, *CutMix: regularization strategy to train strong classifiers with local
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -103,7 +104,10 @@ def cutmix(
         centres = torch.from_numpy(random.uniform(random.keys(random.key(*where, "boxes"), np.arange(len(x))), 2))
     size = torch.tensor(x.shape[2:], device=x.device)
     half = ((1 - share.double()).sqrt()[:, None] * size).long() // 2
-    middle = (_of_each("centres", centres, x, 2) * size).long()
+    centres = _of_each("centres", centres, x, 2)
+    if not ((centres >= 0) & (centres < 1)).all():
+        raise InputError("centres lie outside of the image: they are row and column, from 0 to below 1 of it")
+    middle = (centres * size).long()
     low, high = (middle - half).clamp(min=0), torch.minimum(middle + half, size)
     row, column = (torch.arange(side, device=x.device) for side in x.shape[2:])
     inside = _within(row, low[:, 0], high[:, 0])[:, :, None] & _within(column, low[:, 1], high[:, 1])[:, None, :]
@@ -153,14 +157,16 @@ def _within(places: Tensor, low: Tensor, high: Tensor) -> Tensor:
 def _draws(
     x: Tensor, where: tuple[int | str, ...], alpha: float, share: Numbers | None, partners: Numbers | None
 ) -> tuple[Tensor, Tensor]:
-    if not alpha > 0:
-        raise InputError(f"alpha is {alpha}: it must be above 0")
+    if not 0 < alpha < math.inf:
+        raise InputError(f"alpha is {alpha}: it must be above 0, and finite")
     if share is None:
         generator = np.random.Generator(np.random.Philox(random.key(*where, "shares")))
         share = torch.from_numpy(generator.beta(alpha, alpha, len(x)).astype(np.float32))
     if partners is None:
         partners = torch.from_numpy(random.permutation(len(x), *where, "partners"))
     share = _of_each("share", share, x)
+    if not ((share >= 0) & (share <= 1)).all():
+        raise InputError("a share is below 0, above 1 or NaN: it is how much of a sample is its own")
     return share if share.is_floating_point() else share.float(), _of_each("partners", partners, x)
 
 
@@ -204,6 +210,10 @@ def mixed_loss(
     >>> torch.allclose(mixed_loss(loss, outputs, targets, targets.flip(0), torch.ones(4)), loss(outputs, targets))
     True
     """
+    if share.shape not in [(), (len(outputs),)]:
+        raise InputError(
+            f"share has shape {tuple(share.shape)}: give one for each of {len(outputs)} samples, or for all"
+        )
     _refuse_weighted_mean(loss)
     own = loss(outputs, targets)
     if own.shape == (len(outputs),):

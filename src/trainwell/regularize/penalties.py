@@ -58,8 +58,12 @@ class ElasticNet:
         if self.l1:
             terms.append(self.l1 * torch.stack([w.abs().sum() for w in weights]).sum())
         if self.l2 or not terms:
-            terms.append(self.l2 / 2 * torch.stack([w.square().sum() for w in weights]).sum())
+            terms.append(self.l2 / 2 * torch.stack([_real(w).square().sum() for w in weights]).sum())
         return terms[0] + terms[1] if len(terms) > 1 else terms[0]
+
+
+def _real(w: Tensor) -> Tensor:
+    return torch.view_as_real(w) if w.is_complex() else w
 
 
 class L1(ElasticNet):

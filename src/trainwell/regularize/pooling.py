@@ -188,7 +188,7 @@ class _AtMaxima(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
-        ctx.places = places
+        ctx.places, ctx.shape = places, shape
         n, c, h, w = shape
         numbers = _channels_innermost(g)
         total = torch.zeros(n, h * w, c, dtype=numbers.dtype)
@@ -198,6 +198,11 @@ class _AtMaxima(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         return _read(grads[0], ctx.places), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        result: Tensor = _AtMaxima.apply(tangents[0], ctx.places, ctx.shape)  # type: ignore[no-untyped-call]
+        return result
 
 
 def _read(x: Tensor, places: Tensor) -> Tensor:
