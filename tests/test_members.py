@@ -296,7 +296,8 @@ def nets(tmp_path, monkeypatch):
 def _plan(folder, **fields):
     """Writes an ensemble's file as a stranger might."""
     about = {"members": [{"run": "members/1", "weights": "model.safetensors"}], "mean": "arithmetic", "engine": "loop",
-             "source": "digits", "loading": {"folds": 1}, "common": {"epochs": 1, "threads": 1}, "recipes": [{"epochs": 1, "threads": 1}]}  # fmt: skip
+             "source": "digits", "loading": {"folds": 1}, "common": {"epochs": 1, "threads": 1},
+             "recipes": [{"epochs": 1, "threads": 1}]}  # fmt: skip
     folder.mkdir()
     (folder / "ensemble.json").write_text(json.dumps(about | fields))
 
@@ -446,7 +447,8 @@ def test_an_ensemble_that_was_made_of_runs_is_not_gone_on_with(tmp_path, capsys)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"common": 3}, {"common": {"lrr": 1}}, {"recipes": []}, {"recipes": 3}, {"recipes": [3]}, {"recipes": [{"lrr": 1}]}, {"loading": {"lr": 1}},
+        {"common": 3}, {"common": {"lrr": 1}},
+        {"recipes": []}, {"recipes": 3}, {"recipes": [3]}, {"recipes": [{"lrr": 1}]}, {"loading": {"lr": 1}},
         {"loading": []}, {"engine": "fast"}, {"engine": None}, {"source": 3}, {"threads": "two"}, {"chosen": []},
         {"chosen": {"sees": 1}}, {"share_of_minutes": 0, "recipes": [{"minutes": 1}]},
     ],

@@ -345,6 +345,7 @@ WORDS = {
     "the gradient itself": lambda p, g, m: (g + 0 * m, g),
     "joined": lambda p, g, m: (p - 0.1 * m / (abs(g) + 1), m + 3.0 * g),
     "numbers first": lambda p, g, m: (1 / (2 + m * m) - p, where(m > 0.1, 1.0, m)),
+    "toward a number": lambda p, g, m: (lerp(p, 0.0, 0.1), lerp(2.0, m, 0.7)),
     "from the nearer side": lambda p, g, m: (lerp(p, g, 1.0), lerp(m, g, 0.75)),
 }
 

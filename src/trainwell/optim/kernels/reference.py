@@ -70,8 +70,9 @@ def _apply(call: _Call, operands: list[Any], factor: float | None, like: list[Te
         return [_BY_TENSOR[call.name](*row) for row in zip(*columns, strict=True)]
     if call.over == 1 or (call.name in _COMMUTE and factor is None and not isinstance(operands[0], list)):
         operands = [operands[1], operands[0]]
-    if not isinstance(operands[0], list):
-        operands[0] = _full(like, operands[0])
+    for place in (0, 1) if call.name == "lerp" else (0,):  # the operands that torch takes as tensors alone
+        if not isinstance(operands[place], list):
+            operands[place] = _full(like, operands[place])
     keywords = {} if factor is None else {_FACTOR[call.name]: factor}
     if call.over is None:
         return list(getattr(torch, f"_foreach_{call.name}")(*operands, **keywords))
