@@ -63,5 +63,5 @@ def test_a_wrapped_model_loses_its_head_too_and_what_is_too_large_is_refused(tmp
 def test_a_file_that_says_it_is_wider_than_it_is_takes_no_memory(tmp_path):
     path = tmp_path / "small.safetensors"
     save_backbone(path, create("resnet8", num_classes=2, in_chans=3), architecture="resnet8", config={"width": 4096})
-    with pytest.raises(InputError, match="says that it is 4096 channels wide, and is 16"):
+    with pytest.raises(InputError, match="says that its width is 4096 channels, and it is 16"):
         load_backbone(path, num_classes=2)

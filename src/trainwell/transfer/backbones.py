@@ -91,7 +91,7 @@ def load_backbone(
         raise InputError(f"{found.source} holds {found.architecture}, not {model!r}: leave out the model's name")
     width, told = _width(found.weights), found.config.get("width")
     if found.architecture in _RESNETS and None not in (width, told) and width != told:  # before much memory is taken
-        raise InputError(f"{found.source} is damaged: it says that it is {told} channels wide, and is {width}")
+        raise InputError(f"{found.source} is damaged: it says that its width is {told} channels, and it is {width}")
     made = _make(found.architecture, found.config, num_classes, in_chans)
     head = find_head(made)
     match = load_into(made, found.weights, head=head, partial=partial)
