@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from trainwell.errors import InputError
 from trainwell.unchanged import is_expanded
 
+_HALF = (torch.float16, torch.bfloat16)  # in which the norm of gradients may overflow, or vanish
+
 
 class SAM:
     """Sharpness-aware minimization, around any optimizer: minima in whose neighbourhood the loss is low too.
@@ -74,7 +76,7 @@ class SAM:
 
     @torch.no_grad()
     def _ascend(self, moved: list[nn.Parameter], weights: list[Tensor]) -> None:
-        slopes = [p.grad if p.dtype == torch.float64 else p.grad.float() for p in moved if p.grad is not None]
+        slopes = [p.grad.float() if p.grad.dtype in _HALF else p.grad for p in moved if p.grad is not None]
         if self.adaptive:
             slopes = [slope * weight for slope, weight in zip(slopes, weights, strict=True)]
         length = torch.nn.utils.get_total_norm(slopes)

@@ -102,12 +102,11 @@ def cutmix(
     share, partners = _draws(x, where, alpha, share, partners)
     if centres is None:
         centres = torch.from_numpy(random.uniform(random.keys(random.key(*where, "boxes"), np.arange(len(x))), 2))
+    elif not _within_one(centres, below=True):
+        raise InputError("centres lie outside of the image: they are row and column, from 0 to below 1 of it")
     size = torch.tensor(x.shape[2:], device=x.device)
     half = ((1 - share.double()).sqrt()[:, None] * size).long() // 2
-    centres = _of_each("centres", centres, x, 2)
-    if not ((centres >= 0) & (centres < 1)).all():
-        raise InputError("centres lie outside of the image: they are row and column, from 0 to below 1 of it")
-    middle = (centres * size).long()
+    middle = (_of_each("centres", centres, x, 2) * size).long()
     low, high = (middle - half).clamp(min=0), torch.minimum(middle + half, size)
     row, column = (torch.arange(side, device=x.device) for side in x.shape[2:])
     inside = _within(row, low[:, 0], high[:, 0])[:, :, None] & _within(column, low[:, 1], high[:, 1])[:, None, :]
@@ -162,12 +161,17 @@ def _draws(
     if share is None:
         generator = np.random.Generator(np.random.Philox(random.key(*where, "shares")))
         share = torch.from_numpy(generator.beta(alpha, alpha, len(x)).astype(np.float32))
+    elif not _within_one(share):
+        raise InputError("a share is below 0, above 1 or NaN: it is how much of a sample is its own")
     if partners is None:
         partners = torch.from_numpy(random.permutation(len(x), *where, "partners"))
     share = _of_each("share", share, x)
-    if not ((share >= 0) & (share <= 1)).all():
-        raise InputError("a share is below 0, above 1 or NaN: it is how much of a sample is its own")
     return share if share.is_floating_point() else share.float(), _of_each("partners", partners, x)
+
+
+def _within_one(given: Numbers, *, below: bool = False) -> bool:
+    values = torch.as_tensor(given)
+    return bool(((values >= 0) & ((values < 1) if below else (values <= 1))).all())
 
 
 def _of_each(name: str, given: Numbers, x: Tensor, *shape: int) -> Tensor:

@@ -250,8 +250,8 @@ class Recipe:
         Raises:
             InputError: as `from_dict`.
 
-        >>> Recipe(epochs=3, lr=0.1).but(steps=5).changes()
-        {'lr': 0.1, 'steps': 5}
+        >>> Recipe(epochs=3, lr=0.1).but(steps=5) == Recipe(steps=5, lr=0.1)
+        True
         """
         lengths = dict.fromkeys(LENGTHS) if fields.keys() & set(LENGTHS) else {}
         return Recipe.from_dict({**dataclasses.asdict(self), **lengths, **fields})
