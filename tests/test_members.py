@@ -666,3 +666,14 @@ def _kill(outputs, targets):
     if "loky" in type(multiprocessing.current_process()).__module__:
         os.kill(os.getpid(), signal.SIGKILL)
     return 0.0
+
+
+@pytest.mark.parametrize("labels", [0, 2])
+def test_one_sample_to_be_tested_on_is_reported_without_an_interval(labels, tmp_path):
+    x = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    data = tw.load((x, (x[:, :labels] > 0).astype(np.float32) if labels else x[:, 0]), val=12, test=1)
+    made = tw.fit_members(data, members=2, out=tmp_path / "out", engine="loop", model="mlp", epochs=1, quiet=True)
+    assert made.result["ensemble"]["loss"]["interval"] == [None, None]
+    assert (tmp_path / "out/report.html").exists()
+    tw.fit(data, model="mlp", epochs=2, snapshots=2, out=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run/ensemble.html").exists()

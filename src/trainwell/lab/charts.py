@@ -5,6 +5,7 @@ and fits every chart to the reader's screen.
 """
 
 import html
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,13 +75,15 @@ def percent(fraction: float) -> str:
     return f"{100 * fraction:.1f}\u00a0%"
 
 
-def interval(ends: Sequence[float], fractions: bool) -> str:
-    """Returns a 95 % interval in words, of fractions in percent.
+def interval(ends: Sequence[float | None], fractions: bool) -> str:
+    """Returns a 95 % interval in words, of fractions in percent; of one sample or group there is none.
 
     >>> interval((0.93, 0.994), fractions=True).replace(chr(160), " ")
     '95 % interval 93.0 to 99.4 %'
     """
     low, high = ends
+    if low is None or high is None or math.isnan(low) or math.isnan(high):
+        return "no interval"
     return f"95\u00a0% interval {f'{100 * low:.1f} to {percent(high)}' if fractions else f'{low:.4g} to {high:.4g}'}"
 
 

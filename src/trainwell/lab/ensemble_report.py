@@ -147,10 +147,11 @@ def _check(about: Table, names: list[str]) -> None:
     check(result, test_samples=int, ensemble=dict, single=list, by_number=list)
     if len(result["single"]) != len(about["members"]) or not result["test_samples"] > 0:
         raise ValueError(f"{len(result['single'])} members are judged on {result['test_samples']} samples")
-    for row in [result["ensemble"], *([result["gain"]] if classes else [])]:
-        for name in names:
-            _check_figure(row[name], finite)
+    for name in names:
+        _check_figure(result["ensemble"][name], finite, finite if classes else _finite_or_none)
     if classes:
+        for name in names:
+            _check_figure(result["gain"][name], finite)
         _check_figure({"value": result["test_accuracy"], "interval": result["test_interval"]}, finite)
     elif "gain" in result:
         raise ValueError("there is a gain where there are no classes")
@@ -167,9 +168,11 @@ def _finite_or_none(value: object) -> bool:
     return value is None or finite(value)
 
 
-def _check_figure(figure: Mapping[str, Any], known: Callable[[object], bool]) -> None:
-    low, high = figure["interval"]
-    if not all(known(value) for value in (figure["value"], low, high)):
+def _check_figure(
+    figure: Mapping[str, Any], known: Callable[[object], bool], known_ends: Callable[[object], bool] | None = None
+) -> None:
+    low, high = figure["interval"]  # of one sample or group there is none
+    if not known(figure["value"]) or not all((known_ends or known)(end) for end in (low, high)):
         raise ValueError(f"{figure} is no figure with an interval")
 
 

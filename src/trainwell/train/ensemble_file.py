@@ -74,7 +74,8 @@ def sentence(about: dict[str, Any]) -> str:
         who = f"{name} alone, as no other helps on validation" if of > 1 else "the only member"
     if "gain" not in result:
         value, (low, high) = (result["ensemble"]["loss"][name] for name in ("value", "interval"))
-        return f"{who}: test loss {value:.4g} (95 % interval {low:.4g} to {high:.4g})"
+        known = "no interval" if low is None or high is None else f"95 % interval {low:.4g} to {high:.4g}"
+        return f"{who}: test loss {value:.4g} ({known})"
     low, high = result["test_interval"]
     right = (
         f"{who}: {result['test_accuracy']:.1%} right on {result['test_samples']:,} samples never seen (95 % interval "

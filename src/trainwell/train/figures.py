@@ -88,7 +88,8 @@ def sentence(result: dict[str, Any]) -> str:
     size, folds = result["test_samples"], result.get("folds")
     how = f", each by one of {len(folds)} models that had not seen it" if folds else " never seen"
     if "test_accuracy" not in result:
-        figure = f"{result['test_loss']:.4g} (95 % interval {low:.4g} to {high:.4g})"
+        known = "no interval" if math.isnan(low) or math.isnan(high) else f"95 % interval {low:.4g} to {high:.4g}"
+        figure = f"{result['test_loss']:.4g} ({known})"
         right = f"; all labels right on {result['exact_match']:.1%}" if "exact_match" in result else ""
         return f"test loss {figure} on {size:,} samples{how}{right}"
     beside = ""
