@@ -206,6 +206,23 @@ def test_ctrl_c_at_a_terminal_while_processes_decode(tmp_path):
     assert not list(tmp_path.rglob(".*.partial"))
 
 
+_BLOCKED = """
+import signal
+from trainwell.data import store
+
+pool = store._processes(2)
+with store._interrupts_held():
+    told = pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, [])
+print(signal.SIGINT in told.result(), signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+pool.shutdown()
+"""
+
+
+def test_ctrl_c_does_not_reach_a_process_that_begins():
+    run = subprocess.run([sys.executable, "-c", _BLOCKED], capture_output=True, text=True, check=True, timeout=120)
+    assert run.stdout.split() == ["True", "False"]
+
+
 # --- Memory. ---
 
 GREEDY = """

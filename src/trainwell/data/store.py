@@ -284,10 +284,14 @@ def _threads(workers: int) -> Executor:
 
 def _processes(workers: int) -> Any:
     # joblib.Parallel would take in results as fast as they come, however slow the disk that they are written to.
+    from multiprocessing import resource_tracker
+
     from joblib.externals.loky import ProcessPoolExecutor
 
     from trainwell.data.decode import start_worker
 
+    if hasattr(signal, "pthread_sigmask"):  # its start would let Ctrl-C through again, just as the workers begin
+        resource_tracker.ensure_running()
     return ProcessPoolExecutor(workers, initializer=start_worker, initargs=(os.getpid(),))
 
 
