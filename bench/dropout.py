@@ -7,9 +7,6 @@ times both, in an order drawn anew.
 """
 
 import argparse
-import random
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from interleaved import medians
 from rows import write
 from trainwell.regularize import Dropout
 
@@ -42,16 +40,7 @@ def measure(maps: bool, dtype: torch.dtype, layout: torch.memory_format, rounds:
     steps = {"ours": step(Dropout(0.5, maps=maps), x, g), "torch": step(theirs, x, g)}
     if not maps:  # native, without the module around it
         steps["F.dropout"] = lambda: torch.autograd.grad(F.dropout(x, 0.5), x, g)
-    times: dict[str, list[float]] = {who: [] for who in steps}
-    order = list(steps)
-    for number in range(rounds + 3):
-        random.shuffle(order)
-        for who in order:
-            start = time.perf_counter()
-            steps[who]()
-            if number >= 3:
-                times[who].append(time.perf_counter() - start)
-    return {who: statistics.median(taken) for who, taken in times.items()}
+    return medians(steps, rounds)
 
 
 def main() -> None:
@@ -65,12 +54,12 @@ def main() -> None:
         torch.set_num_threads(threads)
         print(f"\n{threads} thread{'s' * (threads > 1)}: ours, and how many times as long torch takes")
         for name, case in CASES.items():
-            medians = measure(*case, options.rounds)
-            best = min(seconds for who, seconds in medians.items() if who != "ours")
-            print(f"  {name:32} {1e3 * medians['ours']:6.1f} ms  {best / medians['ours']:5.1f}×", flush=True)
+            found = measure(*case, options.rounds)
+            best = min(seconds for who, seconds in found.items() if who != "ours")
+            print(f"  {name:32} {1e3 * found['ours']:6.1f} ms  {best / found['ours']:5.1f}×", flush=True)
             rows += [
                 {"case": name, "threads": threads, "who": who, "seconds": seconds, "rounds": options.rounds}
-                for who, seconds in medians.items()
+                for who, seconds in found.items()
             ]
     if options.csv:
         write(options.csv, rows)

@@ -7,13 +7,12 @@ to read. Figures are medians; each round times both, in an order drawn anew.
 """
 
 import argparse
-import random
-import statistics
-import time
+import functools
 
 import torch
 from torch import nn
 
+from interleaved import medians
 from trainwell.regularize import FractionalMaxPool2d
 
 RATIO = 2**-0.5
@@ -29,16 +28,12 @@ def measure(x: torch.Tensor, rounds: int) -> dict[str, float]:
     """Returns the median seconds of a forward and a backward pass."""
     layers = {"ours": FractionalMaxPool2d(RATIO), "torch": nn.FractionalMaxPool2d(2, output_ratio=RATIO)}
     g = torch.randn_like(layers["ours"](x))
-    times: dict[str, list[float]] = {who: [] for who in layers}
-    order = list(layers)
-    for number in range(rounds + 3):
-        random.shuffle(order)
-        for who in order:
-            start = time.perf_counter()
-            torch.autograd.grad(layers[who](x), x, g)
-            if number >= 3:
-                times[who].append(time.perf_counter() - start)
-    return {who: statistics.median(taken) for who, taken in times.items()}
+    steps = {who: functools.partial(_step, layer, x, g) for who, layer in layers.items()}
+    return medians(steps, rounds)
+
+
+def _step(layer: nn.Module, x: torch.Tensor, g: torch.Tensor) -> object:
+    return torch.autograd.grad(layer(x), x, g)
 
 
 def main() -> None:
@@ -52,9 +47,9 @@ def main() -> None:
         for shape in SHAPES:
             for name, (dtype, layout) in KINDS.items():
                 x = torch.randn(shape).to(dtype).contiguous(memory_format=layout).requires_grad_()
-                medians = measure(x, options.rounds)
-                ratio = medians["torch"] / medians["ours"]
-                print(f"  {shape!s:18} {name:24} {1e3 * medians['ours']:6.1f} ms  {ratio:5.1f}×", flush=True)
+                found = measure(x, options.rounds)
+                ratio = found["torch"] / found["ours"]
+                print(f"  {shape!s:18} {name:24} {1e3 * found['ours']:6.1f} ms  {ratio:5.1f}×", flush=True)
 
 
 if __name__ == "__main__":
