@@ -12,83 +12,85 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 
-def share(work: Callable[[int, int], object], count: int, threads: int, *, as_torch: bool = False) -> None:
-    """Calls `work(start, stop)` on slices that cover `range(count)`, in threads; returns when all are done.
+class Team(NamedTuple):
+    """What `trainwell.fork_join` forks into.
+
+    Attributes:
+        parallel: the address of OpenMP's `GOMP_parallel`, which is what compilers call for `#pragma omp parallel`.
+        number: that of `omp_get_thread_num`.
+        threads: how many there are, the calling one among them.
+    """
+
+    parallel: int
+    number: int
+    threads: int
+
+
+_ALONE = Team(0, 0, 1)
+_PIECES = 4  # a thread: so that a core that is busy with something else does not keep the others waiting
+
+
+def share(run: Callable[..., object], given: tuple[Any, ...], count: int, threads: int) -> None:
+    """Calls `run(team, start, stop, *given)` on slices that cover `range(count)`; returns when all are done.
+
+    That is one call, which forks into the threads of torch's operations, where those are OpenMP's; else calls in plain
+    threads, each with a team of one. OpenMP's stay awake for some milliseconds after an operation, in which others
+    would have to share the cores with them. They belong to the thread that calls: take them where torch computes, not
+    beside it.
 
     Args:
-        work: releases the interpreter's lock, or else nothing is gained.
+        run: compiled; it releases the interpreter's lock, or else nothing is gained.
+        given: its other arguments.
         count: how many pieces there are, of about equal work.
         threads: how many work at most, the calling one among them.
-        as_torch: in the threads of torch's operations, where it has OpenMP's. After an operation they stay awake for
-            some milliseconds, in which others would have to share the cores with them. They belong to the thread that
-            calls: take them where torch computes, not beside it.
 
     >>> done = []
-    >>> share(lambda start, stop: done.extend(range(start, stop)), 5, threads=2)
+    >>> share(lambda team, start, stop, out: out.extend(range(start, stop)), (done,), 5, threads=1)
     >>> sorted(done)
     [0, 1, 2, 3, 4]
     """
     threads = max(1, min(threads, count))
-    pieces = min(count, _PIECES * threads) if threads > 1 else 1
+    openmp = _openmp() if threads > 1 else None
+    if threads == 1 or openmp:
+        run(Team(*openmp, threads) if openmp else _ALONE, 0, count, *given)
+    else:
+        _in_plain_threads(lambda start, stop: run(_ALONE, start, stop, *given), count, threads)
+
+
+def _in_plain_threads(work: Callable[[int, int], object], count: int, threads: int) -> None:
+    pieces = min(count, _PIECES * threads)
     turns = itertools.count()
 
     def take_turns() -> None:
         while (i := next(turns)) < pieces:
             work(count * i // pieces, count * (i + 1) // pieces)
 
-    team = _openmp() if as_torch and threads > 1 else None
-    if team:
-        _in_team(team, take_turns, threads)
-    else:
-        _in_plain_threads(take_turns, threads)
-
-
-def _in_plain_threads(work: Callable[[], None], threads: int) -> None:
     pending = []
     with contextlib.suppress(RuntimeError):  # a shutting interpreter takes no more: then this thread does it all
         for _ in range(threads - 1):
-            pending.append(_pool().submit(work))
-    work()
+            pending.append(_pool().submit(take_turns))
+    take_turns()
     for future in pending:
         future.result()
 
 
-def _in_team(team: Callable[..., None], work: Callable[[], None], threads: int) -> None:
-    errors: list[BaseException] = []
-
-    def guarded(_: object) -> None:
-        try:
-            work()
-        except BaseException as error:  # nothing may leave through C: it would be printed and forgotten
-            errors.append(error)
-
-    team(_CALLBACK(guarded), None, threads, 0)
-    if errors:
-        raise errors[0]
-
-
-_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-
-
 @functools.cache
-def _openmp() -> Callable[..., None] | None:
-    """Returns what runs a function in the OpenMP threads that torch uses, if it does: the same library's."""
+def _openmp() -> tuple[int, int] | None:
+    """Returns the addresses in a team, if torch computes in OpenMP's threads: those of the same library."""
     if _forked or sys.platform != "linux":  # in a child the parent's threads are missing, which OpenMP does not know
         return None
     import torch
 
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        team = library.GOMP_parallel  # what compilers call for `#pragma omp parallel`: (function, data, threads, flags)
+        parallel, number = (ctypes.cast(f, ctypes.c_void_p).value
+                            for f in (library.GOMP_parallel, library.omp_get_thread_num))  # fmt: skip
     except (OSError, AttributeError):
         return None
-    team.argtypes, team.restype = [_CALLBACK, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
-    return team
-
-
-_PIECES = 4  # a thread: so that a core that is busy with something else does not keep the others waiting
+    return (parallel, number) if parallel and number else None
 
 
 @functools.cache

@@ -19,7 +19,6 @@ from trainwell import optim
 from trainwell.optim import formula
 from trainwell.optim.formula import Program, lerp, maximum, minimum, sign, sqrt, trace, where
 from trainwell.optim.kernels import cpu, generated, gpu, reference
-from trainwell.threads import share
 
 KERNELS = pytest.mark.parametrize("kernel", ["reference", "numba"])
 
@@ -247,52 +246,6 @@ def test_it_works_from_four_threads_at_once():
         assert not thread.is_alive()
     torch.set_num_threads(before)
     assert not failures
-
-
-@pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("count", [0, 1, 2, 5, 100])
-@pytest.mark.parametrize("as_torch", [False, True])
-def test_work_is_shared_whole(threads, count, as_torch):
-    done = []
-    share(lambda start, stop: done.extend(range(start, stop)), count, threads, as_torch=as_torch)
-    assert sorted(done) == list(range(count))
-
-
-@pytest.mark.parametrize("as_torch", [False, True])
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_in_shared_work_reaches_the_caller(error, as_torch):
-    def work(start, stop):
-        if start == 5:
-            raise error("here")
-
-    with pytest.raises(error, match="here"):
-        share(work, 8, 2, as_torch=as_torch)
-    done = []
-    share(lambda start, stop: done.extend(range(start, stop)), 8, 2, as_torch=as_torch)  # and it still works
-    assert sorted(done) == list(range(8))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere plain threads are taken")
-def test_the_threads_are_those_in_which_torch_computes():
-    def of_this_process():
-        return set(os.listdir("/proc/self/task"))
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    torch.ones(1 << 22).sqrt()
-    known, seen = of_this_process(), set()
-    gate = threading.Barrier(2, timeout=60)  # each thread takes a piece
-
-    def work(start, stop):
-        seen.add(str(threading.get_native_id()))
-        if start < 2:
-            gate.wait()
-
-    share(work, 2, 2, as_torch=True)
-    torch.set_num_threads(before)
-    assert len(seen) == 2
-    assert seen <= known
-    assert of_this_process() == known
 
 
 def test_threads_change_no_bit():

@@ -827,6 +827,21 @@ def test_large_gradients_in_float16_are_those_of_torch_in_float32(name, size):
     torch.testing.assert_close(*results, rtol=0, atol=3e-3)  # each step rounds by up to half of 2**-10
 
 
+@both_kernels
+@every_rule
+def test_a_number_whose_squared_gradient_overflows_rests_as_torchs_does(rule, kernel):
+    results = []
+    for make in pair(rule, kernel):
+        p = nn.Parameter(torch.ones(3))
+        optimizer = make([p])
+        for size in (1.0, 1e21, 1.0, 1.0):
+            p.grad = torch.tensor([1.0, size, -1.0])
+            optimizer.step()
+        results.append(p.detach())
+    torch.testing.assert_close(*results)
+    assert results[0][[0, 2]].isfinite().all()
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant")
 def test_a_large_sparse_gradient_in_float16_takes_its_step():
     p = nn.Parameter(torch.ones(3, dtype=torch.float16))

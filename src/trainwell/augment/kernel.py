@@ -13,6 +13,7 @@ from numba.extending import intrinsic, register_jitable
 
 from trainwell import jit
 from trainwell.augment.warp import LUMA, MEAN_OF, PADDINGS
+from trainwell.fork_join import fork_join
 
 REFLECTION, ZEROS = PADDINGS.index("reflection"), PADDINGS.index("zeros")
 
@@ -157,13 +158,15 @@ def _warp(
     height: int,
     width: int,
     channels: int,
+    start: int,
+    stop: int,
 ) -> None:
     one, none = np.float32(1), np.float32(0)
     packed = channels == 3 and strides[1] == 1 and strides[3] == 3
     line, mix = np.empty(4 * width, np.float32), np.zeros(16, np.float32)
     xs, ys, near = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
     right, below = np.empty(width, np.float32), np.empty(width, np.float32)
-    for i in range(len(offsets)):
+    for i in range(start, stop):
         image, to_out = pixels[offsets[i] :], i * strides[0]
         h, w, c = shapes[i, 0], shapes[i, 1], shapes[i, 2]
         row, column, channel = steps[i, 0], steps[i, 1], steps[i, 2]
@@ -270,4 +273,11 @@ def _warp(
         _erase(out, to_out, strides, channels, boxes[i])
 
 
-warp = jit.compiled(_warp, fastmath={"contract"})
+_images = register_jitable(fastmath={"contract"})(_warp)
+
+
+def _in_threads(team: Any, start: int, stop: int, *given: Any) -> None:
+    fork_join(team, start, stop, _images, given)
+
+
+warp = jit.compiled(_in_threads)

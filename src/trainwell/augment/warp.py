@@ -257,13 +257,9 @@ def _in_threads(
     blocks, strides = _shrinkage(views.maps), np.array(out.stride(), np.int64)
     flat = out.as_strided((out.numel(),), (1,)).numpy()
 
-    def work(start: int, stop: int) -> None:
-        part = slice(start, stop)
-        few = views.rows(part)
-        compiled(
-            pixels, offsets[part], shapes[part], steps[part], few.maps, blocks[part], few.lens, few.colour, few.shift,
-            few.to_grey, few.grey, few.boxes, pad, flat[start * strides[0] :], strides, *out.shape[2:], out.shape[1],
-        )  # fmt: skip
-
+    given = (
+        pixels, offsets, shapes, steps, views.maps, blocks, views.lens, views.colour, views.shift, views.to_grey,
+        views.grey, views.boxes, pad, flat, strides, *out.shape[2:], out.shape[1],
+    )  # fmt: skip
     threads = torch.get_num_threads() if len(rows) * out.shape[2] * out.shape[3] > _FEW else 1
-    share(work, len(rows), threads=threads, as_torch=True)  # between torch's own operations, whose threads are awake
+    share(compiled, given, len(rows), threads)

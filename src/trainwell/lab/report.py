@@ -355,7 +355,8 @@ def _headline(run: _Run) -> tuple[str, str]:
 
 
 def _headline_in_progress(run: _Run) -> tuple[str, str]:
-    done, aside = _count(len(run.history), "epoch"), "There is no result yet: the run is going on, or was interrupted."
+    done = _count(len(run.history), "epoch")
+    aside = "There is no result: the run is going on, was interrupted, or met a loss that was not finite."
     if run.history and run.recipe.steps:
         done += f", {run.history[-1]['step']:,} of {_count(run.recipe.steps, 'step')},"
     if best := next((row for row in run.history if row["epoch"] == run.kept_epoch), None):

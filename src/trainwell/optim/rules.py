@@ -162,7 +162,7 @@ class RMSprop(Optimizer):
 
     @staticmethod
     def update(p, g, square_avg, grad_avg, momentum_buffer, *, t, lr, alpha, eps, momentum, centered, eps_inside):
-        s, mean, v = lerp(square_avg, g * g, 1 - alpha), grad_avg, momentum_buffer
+        s, mean, v = alpha * square_avg + (1 - alpha) * g * g, grad_avg, momentum_buffer
         if centered:
             mean = lerp(grad_avg, g, 1 - alpha)
         variance = s - mean * mean if centered else s
@@ -215,7 +215,7 @@ class Adam(Optimizer):
     @staticmethod
     def update(p, g, exp_avg, exp_avg_sq, max_exp_avg_sq, *, t, lr, betas, eps, amsgrad, bias_correction):
         m = lerp(exp_avg, g, 1 - betas[0])
-        v = lerp(exp_avg_sq, g * g, 1 - betas[1])
+        v = betas[1] * exp_avg_sq + (1 - betas[1]) * g * g
         largest = maximum(max_exp_avg_sq, v) if amsgrad else v
         c1, c2 = (1 - betas[0] ** t, 1 - betas[1] ** t) if bias_correction else (1, 1)
         return p - lr / c1 * m / (sqrt(largest) / sqrt(c2) + eps), m, v, largest
@@ -333,7 +333,7 @@ class NAdam(Optimizer):
             mu, mu_next = (betas[0] * (1 - 0.5 * 0.96 ** (k * momentum_decay)) for k in (t, t + 1))
         mu_product *= mu
         m = lerp(exp_avg, g, 1 - betas[0])
-        v = lerp(exp_avg_sq, g * g, 1 - betas[1])
+        v = betas[1] * exp_avg_sq + (1 - betas[1]) * g * g
         ahead = (1 - mu) / (1 - mu_product) * g + mu_next / (1 - mu_product * mu_next) * m
         return p - lr * ahead / (sqrt(v / (1 - betas[1] ** t)) + eps), m, v, mu_product
 
@@ -374,7 +374,7 @@ class RAdam(Optimizer):
     @staticmethod
     def update(p, g, exp_avg, exp_avg_sq, *, t, lr, betas, eps):
         m = lerp(exp_avg, g, 1 - betas[0])
-        v = lerp(exp_avg_sq, g * g, 1 - betas[1])
+        v = betas[1] * exp_avg_sq + (1 - betas[1]) * g * g
         lr, rectified = lr / (1 - betas[0] ** t), _rectified(t, betas[1])
         return p - lr * m if rectified is None else p - lr * rectified * m / (sqrt(v) + eps), m, v
 

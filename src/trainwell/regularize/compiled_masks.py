@@ -11,6 +11,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from trainwell import jit
+from trainwell.fork_join import fork_join
 
 _16, _15 = np.uint32(16), np.uint32(15)
 _M1, _M2 = np.uint32(0x7FEB352D), np.uint32(0x846CA68B)
@@ -124,7 +125,16 @@ def _passes(scaled: Callable[..., Any]) -> dict[str, Callable[..., None]]:
             map_tile(source[at:end], out[at:end], kept[i, first:last], scale, nothing)
             at = end
 
-    return {made.__name__: jit.compiled(made) for made in (units, units_channels_last, maps, maps_channels_last)}
+    return {made.__name__: _in_threads(made) for made in (units, units_channels_last, maps, maps_channels_last)}
+
+
+def _in_threads(part: Callable[..., None]) -> Callable[..., None]:
+    part = register_jitable(part)
+
+    def run(team: Any, start: int, stop: int, *given: Any) -> None:
+        fork_join(team, start, stop, part, given)
+
+    return jit.compiled(run)
 
 
 of_floats = _passes(_scaled)

@@ -9,6 +9,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from trainwell import jit
+from trainwell.fork_join import fork_join
 
 
 @register_jitable
@@ -52,4 +53,15 @@ def _add_at(g: Any, places: Any, total: Any, start: int, stop: int) -> None:
                     total[n, places[n, i, j, k], k] += g[n, i, j, k]
 
 
-find, add_at = jit.compiled(_find), jit.compiled(_add_at)
+_find_in, _add_in = register_jitable(_find), register_jitable(_add_at)
+
+
+def _find_in_threads(team: Any, start: int, stop: int, *given: Any) -> None:
+    fork_join(team, start, stop, _find_in, given)
+
+
+def _add_in_threads(team: Any, start: int, stop: int, *given: Any) -> None:
+    fork_join(team, start, stop, _add_in, given)
+
+
+find, add_at = jit.compiled(_find_in_threads), jit.compiled(_add_in_threads)

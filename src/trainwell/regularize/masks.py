@@ -91,7 +91,6 @@ def drop(x: Tensor, keys: Tensor, p: float, scale: float, *, maps: bool = False,
 
 # ---------------------------------------------------------------------- the compiled passes
 
-_PIECE = 1 << 14  # elements
 FEW = 1 << 15  # elements that one thread is faster with
 _TILE = 1 << 9  # elements of some places of all channels, at least
 
@@ -150,9 +149,7 @@ def _run(run: Callable[..., None], x: Tensor, by: tuple[Any, ...], scale: float,
     number: Any = np.float64 if x.dtype == torch.float64 else np.float32
     nothing = np.uint16(0) if x.dtype == torch.bfloat16 else number(0)
     how = _memory(source), _memory(out), *by, number(scale), nothing, inner
-    size, pieces = x.numel(), -(-x.numel() // _PIECE)
-    threads = torch.get_num_threads() if size > FEW else 1
-    share(lambda i, j: run(*how, size * i // pieces, size * j // pieces), pieces, threads, as_torch=True)
+    share(run, how, x.numel(), torch.get_num_threads() if x.numel() > FEW else 1)
     return out
 
 

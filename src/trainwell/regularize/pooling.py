@@ -226,4 +226,4 @@ def _for_images(name: str, how: tuple[Any, ...]) -> None:
     """Calls a pass on all images, in threads."""
     run, images = getattr(_compiled(), name), how[0]
     threads = torch.get_num_threads() if images.size > masks.FEW else 1
-    share(lambda start, stop: run(*how, start, stop), len(images), threads, as_torch=True)
+    share(run, how, len(images), threads)

@@ -21,7 +21,7 @@ from trainwell.optim.kernels.text import expressions, statements
 from trainwell.threads import forked, share
 
 CHUNK = 1 << 14  # elements: a few of its arrays fit a core's cache
-_FEW = 1 << 18  # elements that one thread is faster with
+_FEW = 1 << 16  # elements that one thread is faster with, where the others have gone to sleep
 
 Addresses = npt.NDArray[np.uint64]
 Counts = npt.NDArray[np.int64]
@@ -52,12 +52,8 @@ def run(
         numbers: the program's numbers, in rows.
         elements: how many there are in all.
     """
-    count = len(cuts[0])
     threads = torch.get_num_threads() if elements > _FEW else 1
-    if threads == 1:
-        kernel(addresses, *cuts, rows, numbers, 0, count)
-    else:
-        share(lambda i, j: kernel(addresses, *cuts, rows, numbers, i, j), count, threads, as_torch=True)
+    share(kernel, (addresses, *cuts, rows, numbers), len(cuts[0]), threads)
 
 
 _lock = threading.Lock()
@@ -128,8 +124,11 @@ _EXPRESSIONS = expressions(
 _TEMPLATE = """\
 import numpy as np
 from numba import carray, njit, types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
+from trainwell.fork_join import fork_join
+from trainwell.threads import Team
 
+FLAGS = {{"arcp", "contract", "nsz"}}
 ZERO, ONE = np.{type}(0), np.{type}(1)
 
 
@@ -142,7 +141,8 @@ def pointer(context, address):
     return to(types.uint64), convert
 
 
-def kernel(addresses, tensors, starts, lengths, rows, numbers, first, last):
+@register_jitable(fastmath=FLAGS)
+def chunks(addresses, tensors, starts, lengths, rows, numbers, first, last):
     for c in range(first, last):
         i, n = tensors[c], lengths[c]
         row = rows[i]
@@ -153,9 +153,16 @@ def kernel(addresses, tensors, starts, lengths, rows, numbers, first, last):
                 {body}
 
 
+def kernel(team, start, stop, addresses, tensors, starts, lengths, rows, numbers):
+    fork_join(team, start, stop, chunks, (addresses, tensors, starts, lengths, rows, numbers))
+
+
 def make(cache):
-    signature = "void(uint64[:, ::1], int64[::1], int64[::1], int64[::1], int64[::1], {type}[:, ::1], int64, int64)"
-    options = {{"nogil": True, "error_model": "numpy", "fastmath": {{"arcp", "contract", "nsz"}}}}
+    signature = types.void(
+        types.NamedUniTuple(types.int64, 3, Team), types.int64, types.int64, types.uint64[:, ::1],
+        types.int64[::1], types.int64[::1], types.int64[::1], types.int64[::1], types.{type}[:, ::1],
+    )
+    options = {{"nogil": True, "error_model": "numpy"}}
     try:
         return njit(signature, cache=cache, **options)(kernel)
     except RuntimeError:

@@ -16,7 +16,7 @@ from torch import Tensor
 from trainwell.optim.formula import Program
 
 _COMMUTE = {"add", "mul", "maximum", "minimum"}
-_FACTOR = {"add": "alpha", "addcdiv": "value"}
+_FACTOR = {"add": "alpha", "addcdiv": "value", "addcmul": "value"}
 _BY_TENSOR: dict[str, Callable[..., Tensor]] = {  # what `torch._foreach_…` lacks, or has otherwise
     "greater": torch.gt,
     "less": torch.lt,
@@ -106,28 +106,30 @@ def _calls(program: Program, in_place: bool) -> tuple[_Call, ...]:
 
 
 def _with_factors(program: Program) -> list[_Call]:
-    """Joins `x ± c * y` to an addition with a factor, and `x ± c * y / z` to an `addcdiv`, as torch has them."""
+    """Joins `x ± c * y` to an addition with a factor; `x ± c * y / z` to `addcdiv`, `x ± c * y * z` to `addcmul`."""
     first = len(program.inputs)
     calls = [_Call(name, tuple(operands), None) for name, *operands in program.steps]
     used = [i for call in calls for i in call.operands] + [i for _, i in program.outputs]
 
-    def passing(value: int, name: str) -> _Call | None:
-        """Returns the call that a value comes from, if it is of that name and nobody else uses the value."""
+    def passing(value: int, *names: str) -> _Call | None:
+        """Returns the call that a value comes from, if it is of such a name and nobody else uses the value."""
         call = calls[value - first] if value >= first and used.count(value) == 1 else None
-        return call if call is not None and call.name == name and call.factor is None else None
+        return call if call is not None and call.name in names and call.factor is None else None
 
     for at, (name, operands, *_) in enumerate(calls):
         if name not in ("add", "sub") or operands[0] < 0:
             continue
         x, y = operands
-        quotient = passing(y, "div")
-        product = passing(quotient.operands[0] if quotient else y, "mul")
-        if product is None or min(product.operands) >= 0 or (quotient and quotient.operands[1] < 0):
+        last = passing(y, "mul", "div")
+        if last is None:
+            continue
+        inner = passing(last.operands[0], "mul") if min(last.operands) >= 0 else None
+        product = inner or last
+        if product.name != "mul" or min(product.operands) >= 0:
             continue
         factor, array = sorted(product.operands)
-        sign = 1.0 if name == "add" else -1.0
-        over = (quotient.operands[1],) if quotient else ()
-        calls[at] = _Call("addcdiv" if quotient else "add", (x, array, *over), None, factor, sign)
-        for value in (y, quotient.operands[0]) if quotient else (y,):
+        joined, others = ("add", ()) if inner is None else (f"addc{last.name}", last.operands[1:])
+        calls[at] = _Call(joined, (x, array, *others), None, factor, 1.0 if name == "add" else -1.0)
+        for value in (y,) if inner is None else (y, last.operands[0]):
             calls[value - first] = _Call("joined", (), None)
     return calls
