@@ -79,5 +79,5 @@ class Images:
         return cls(
             pixels=np.ascontiguousarray(array).reshape(-1),
             offsets=np.arange(count, dtype=np.int64) * (height * width * channels),
-            shapes=np.tile(np.array([height, width, channels], np.int32), (count, 1)),
+            shapes=np.full((count, 3), (height, width, channels), np.int32),
         )

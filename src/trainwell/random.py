@@ -23,7 +23,7 @@ from trainwell.errors import InputError
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1, _M2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
-_S30, _S27, _S31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_S30, _S27, _S31, _S11 = np.uint64(30), np.uint64(27), np.uint64(31), np.uint64(11)
 
 
 def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
@@ -33,10 +33,12 @@ def splitmix64(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     True
     """
     x = x + _GOLDEN
-    x = (x ^ (x >> _S30)) * _M1
-    x = (x ^ (x >> _S27)) * _M2
-    mixed: npt.NDArray[np.uint64] = x ^ (x >> _S31)
-    return mixed
+    x ^= x >> _S30
+    x *= _M1
+    x ^= x >> _S27
+    x *= _M2
+    x ^= x >> _S31
+    return x
 
 
 def word(part: int | str) -> int:
@@ -84,8 +86,10 @@ def uniform(row_keys: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.floa
     (2, 3)
     """
     counters = np.arange(1, count + 1, dtype=np.uint64)
-    words = splitmix64(splitmix64(row_keys[:, None] ^ (counters * _GOLDEN)))
-    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    words = splitmix64(splitmix64((counters * _GOLDEN)[:, None] ^ row_keys))  # whose columns lie together
+    numbers = (words >> _S11).astype(np.float64)
+    numbers *= 2.0**-53
+    return numbers.T
 
 
 def permutation(size: int, *where: int | str) -> npt.NDArray[np.int64]:

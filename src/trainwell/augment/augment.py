@@ -231,6 +231,7 @@ class Augment:
         size = _pair(size or self.size or 1)
         keys = np.asarray(keys).astype(np.uint64)
         draws = random.uniform(keys, sum(_UNIFORM.values()))
+        around_0 = 2 * draws - 1
         # Whether each is applied is drawn behind the amounts, because more amounts may come.
         applied = random.uniform(random.splitmix64(keys), len(_UNIFORM)) < self.chance if self.chance < 1 else None
         drawn: dict[str, Floats] = {}  # of the amounts that are on; what is left out is off
@@ -238,11 +239,13 @@ class Augment:
         begin = 0
         boxes = []
         for number, (name, count) in enumerate(_UNIFORM.items()):
-            u, amount = draws[:, begin : begin + count], getattr(self, name)
+            amount, places = getattr(self, name), slice(begin, begin + count)
             begin += count
             if not amount:
                 continue
-            even = (2 * u - 1) if applied is None or name not in _MIXED else (2 * u - 1) * applied[:, number, None]
+            u, even = draws[:, places], around_0[:, places]
+            if applied is not None and name in _MIXED:
+                even = even * applied[:, number, None]
             if name in ("flip", "flip_vertical"):
                 drawn[name] = (u[:, 0] < amount).astype(np.float64)
             elif name == "scale":
@@ -329,7 +332,7 @@ class Augment:
             _check_params(params, len(batch))
         unit = 1 / 255 if batch.dtype == torch.uint8 else 1.0
         source = batch if batch.dtype == torch.uint8 else batch.float()
-        shapes = np.tile(np.array(batch.shape[2:], np.int32), (len(batch), 1))
+        shapes = np.full((len(batch), 2), batch.shape[2:], np.int32)
         views = self.views(params, shapes, size, batch.shape[1], unit)
         out = warp(source, views, size, padding_mode=self.padding_mode, channels_last=self.channels_last)
         return out.to(self.dtype)

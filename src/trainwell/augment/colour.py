@@ -14,6 +14,7 @@ from trainwell.errors import InputError
 from trainwell.images import Images
 
 _ACROSS = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # the cross product with grey's direction
+_TWICE_ACROSS, _SAME, _LUMA = _ACROSS @ _ACROSS, np.eye(3), np.array(LUMA)
 _PIXELS = 1_000  # of each image, about, that covariances are taken over
 
 Floats = npt.NDArray[np.float64]
@@ -82,8 +83,8 @@ def matrices(gain: Floats, saturation: Floats, hue: Floats, channels: int) -> Fl
     if channels != 3:
         return np.asarray(gain * np.eye(channels))
     kept, angle = saturation[:, None, None], np.deg2rad(hue)[:, None, None]
-    turn = np.eye(3) + np.sin(angle) * _ACROSS + (1 - np.cos(angle)) * (_ACROSS @ _ACROSS)  # Rodrigues
-    return np.asarray(gain * (kept * turn + (1 - kept) * np.array(LUMA)))  # grey stays where it is when colours turn
+    turn = _SAME + np.sin(angle) * _ACROSS + (1 - np.cos(angle)) * _TWICE_ACROSS  # Rodrigues
+    return np.asarray(gain * (kept * turn + (1 - kept) * _LUMA))  # grey stays where it is when colours turn
 
 
 def along(components: Components | None, alphas: Floats, channels: int) -> Floats:

@@ -72,10 +72,12 @@ def place(
         position: which part of an image is seen: x and y from -1, its left (top), to 1, its right (bottom), `(n, 2)`.
         translate: how far it is moved to the right and down, in parts of the batch's sides, `(n, 2)`.
     """
-    sides, out = shapes[:, [1, 0]].astype(np.float64), np.array([size[1], size[0]], np.float64)
-    step = covering(shapes, size)
-    linear = linear * step[:, None, None]
-    room = (sides - step[:, None] * out / scale[:, None]) / 2
-    centre = sides / 2 + position * room
-    offset = centre - (linear @ (out / 2 + translate * out)[:, :, None])[:, :, 0]
-    return np.concatenate([linear, offset[:, :, None]], 2)
+    sides, out = shapes[:, 1::-1].astype(np.float64), np.array([size[1], size[0]], np.float64)
+    step = covering(shapes, size)[:, None]
+    linear = linear * step[:, :, None]
+    room = (sides - step * out / scale[:, None]) / 2
+    centre, from_centre = sides / 2 + position * room, out / 2 + translate * out
+    offset = centre - (linear[:, :, 0] * from_centre[:, :1] + linear[:, :, 1] * from_centre[:, 1:])
+    maps = np.empty((len(offset), 2, 3))
+    maps[:, :, :2], maps[:, :, 2] = linear, offset
+    return maps

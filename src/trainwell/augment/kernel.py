@@ -18,37 +18,65 @@ from trainwell.fork_join import fork_join
 REFLECTION, ZEROS = PADDINGS.index("reflection"), PADDINGS.index("zeros")
 
 
-def _blend(
-    typing: Any, source: Any, p: Any, q: Any, r: Any, s: Any, a: Any, b: Any, c: Any, d: Any, out: Any, to: Any
-) -> Any:
-    """Sets `out[to : to + 4] = a * source[p : p + 4] + b * source[q : q + 4] + c * …r… + d * …s…`, in vectors.
+class _Vectors:
+    """Reads and writes four numbers at a time, where numba's own code would take them one by one; unchecked."""
 
-    Numba's own code would take the four numbers one by one. Nothing is checked.
-    """
+    def __init__(self, context: Any, builder: Any, signature: Any, arguments: Any) -> None:
+        self.context, self.builder, self.arrays, self.arguments = context, builder, signature.args, arguments
+        self.kind = ir.VectorType(ir.FloatType(), 4)
+
+    def place(self, array: int, at: Any) -> Any:
+        """Returns the address of four numbers, of that argument."""
+        data = self.context.make_array(self.arrays[array])(self.context, self.builder, self.arguments[array]).data
+        return self.builder.bitcast(self.builder.gep(data, [at]), self.kind.as_pointer())
+
+    def load(self, array: int, at: Any) -> Any:
+        return self.builder.load(self.place(array, at), align=4)
+
+    def store(self, numbers: Any, array: int, at: Any) -> None:
+        self.builder.store(numbers, self.place(array, at), align=4)
+
+    def weighted(self, numbers: Any, weights: Any) -> Any:
+        """Returns the sum of vectors, each times a number."""
+        unset, first = ir.Constant(self.kind, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
+        total = None
+        for one, weight in zip(numbers, weights, strict=True):
+            four = self.builder.insert_element(unset, weight, ir.Constant(ir.IntType(32), 0))
+            part = self.builder.fmul(self.builder.shuffle_vector(four, unset, first), one, flags=("contract",))
+            total = part if total is None else self.builder.fadd(total, part, flags=("contract",))
+        return total
+
+
+def _mixing(typing: Any, mix: Any, a: Any, b: Any, c: Any, d: Any, out: Any, to: Any) -> Any:
+    """Sets `out[to : to + 4] = a * mix[0:4] + b * mix[4:8] + c * mix[8:12] + d * mix[12:16]`."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        vector = ir.VectorType(ir.FloatType(), 4)
-        unset = ir.Constant(vector, ir.Undefined)
-        first = ir.Constant(ir.VectorType(ir.IntType(32), 4), [0] * 4)
-
-        def place(array: int, at: Any) -> Any:
-            data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
-            return builder.bitcast(builder.gep(data, [at]), vector.as_pointer())
-
-        total = None
-        for at, weight in zip(arguments[1:5], arguments[5:9], strict=True):
-            one = builder.insert_element(unset, weight, ir.Constant(ir.IntType(32), 0))
-            part = builder.fmul(
-                builder.shuffle_vector(one, unset, first), builder.load(place(0, at), align=4), flags=("contract",)
-            )
-            total = part if total is None else builder.fadd(total, part, flags=("contract",))
-        builder.store(total, place(9, arguments[10]), align=4)
+        vectors = _Vectors(context, builder, signature, arguments)
+        columns = [vectors.load(0, ir.Constant(ir.IntType(64), at)) for at in (0, 4, 8, 12)]
+        vectors.store(vectors.weighted(columns, arguments[1:5]), 5, arguments[6])
         return context.get_dummy_value()
 
-    return types.void(source, p, q, r, s, a, b, c, d, out, to), generate
+    return types.void(mix, a, b, c, d, out, to), generate
 
 
-blend: Any = intrinsic(_blend)
+def _blending(
+    typing: Any, source: Any, p: Any, q: Any, r: Any, s: Any, left: Any, right: Any, above: Any, below: Any,
+    out: Any, to: Any,
+) -> Any:  # fmt: skip
+    """Sets `out[to : to + 4]` to what is between the four numbers at each of `p` and `q`, above `r` and `s`."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        vectors = _Vectors(context, builder, signature, arguments)
+        corners = [vectors.load(0, at) for at in arguments[1:5]]
+        rows = [vectors.weighted(pair, arguments[5:7]) for pair in (corners[:2], corners[2:])]
+        vectors.store(vectors.weighted(rows, arguments[7:9]), 9, arguments[10])
+        return context.get_dummy_value()
+
+    return types.void(source, p, q, r, s, left, right, above, below, out, to), generate
+
+
+mixed: Any = intrinsic(_mixing)
+blend: Any = intrinsic(_blending)
 
 
 @register_jitable
@@ -165,7 +193,8 @@ def _warp(
     packed = channels == 3 and strides[1] == 1 and strides[3] == 3
     line, mix = np.empty(4 * width, np.float32), np.zeros(16, np.float32)
     xs, ys, near = np.empty(width, np.float32), np.empty(width, np.float32), np.empty(width, np.int32)
-    right, below = np.empty(width, np.float32), np.empty(width, np.float32)
+    by_left, by_right = np.empty(width, np.float32), np.empty(width, np.float32)
+    by_above, by_below = np.empty(width, np.float32), np.empty(width, np.float32)
     for i in range(start, stop):
         image, to_out = pixels[offsets[i] :], i * strides[0]
         h, w, c = shapes[i, 0], shapes[i, 1], shapes[i, 2]
@@ -211,9 +240,9 @@ def _warp(
             for x in range(left, end):
                 if 0 <= x < wide:
                     p = x * between
-                    blend(mix, 0, 4, 8, 12, raw[p], raw[p + apart], raw[p + 2 * apart], one, scratch, at)
+                    mixed(mix, raw[p], raw[p + apart], raw[p + 2 * apart], one, scratch, at)
                 else:
-                    blend(mix, 0, 4, 8, 12, none, none, none, one, scratch, at)
+                    mixed(mix, none, none, none, one, scratch, at)
                 at += 4
 
         down = breadth if bottom - top > 1 else 0
@@ -248,17 +277,18 @@ def _warp(
             for x in range(width):
                 x0 = max(min(np.int32(np.floor(xs[x])), last_x), first_x)
                 y0 = max(min(np.int32(np.floor(ys[x])), last_y), first_y)
-                near[x] = (y0 - first_y) * across + np.int32(4) * (x0 - first_x)
-                right[x], below[x] = xs[x] - np.float32(x0), ys[x] - np.float32(y0)
+                further_down = np.int32(np.int32(y0 - first_y) * across)  # each in 32 bits, of which a core does more
+                near[x] = np.int32(further_down + np.int32(np.int32(4) * np.int32(x0 - first_x)))
+                by_right[x], by_below[x] = xs[x] - np.float32(x0), ys[x] - np.float32(y0)
+                by_left[x], by_above[x] = one - by_right[x], one - by_below[x]
             # Four channels are written for three, the next pixel over the fourth; so not in the last row.
             whole = packed and y < height - 1
             target, at, stride = (out, to_out + y * strides[2], 3) if whole else (line, 0, 4)
             for x in range(width):
-                p, r, b = near[x], right[x], below[x]
-                a = one - b
+                p = near[x]
                 blend(
                     scratch, p, p + beside, p + down, p + down + beside,
-                    (one - r) * a, r * a, (one - r) * b, r * b, target, at,
+                    by_left[x], by_right[x], by_above[x], by_below[x], target, at,
                 )  # fmt: skip
                 at += stride
             for k in range(0 if whole else channels):

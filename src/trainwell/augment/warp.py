@@ -79,8 +79,7 @@ class Views:
         }  # fmt: skip
         types = {"maps": np.float64, "lens": np.float64, "boxes": np.int64}
         values: dict[str, Any] = {
-            name: np.array(np.broadcast_to(getattr(self, name), shape), types.get(name, np.float32), order="C")
-            for name, shape in shapes.items()
+            name: np.full(shape, getattr(self, name), types.get(name, np.float32)) for name, shape in shapes.items()
         }
         if not (np.isfinite(values["maps"]).all() and np.isfinite(values["lens"]).all()):
             raise InputError("maps must be finite")
@@ -129,18 +128,19 @@ def warp(
         raise InputError(f"boxes must lie within {size}")  # the compiled pass writes them unchecked
     given = source if isinstance(source, Images) else _Batch(source)
     rows = np.arange(batch) if rows is None else rows
-    channels, most = views.shift.shape[1], int(given.shapes[rows, 2].max(initial=0))
-    if most > channels or 1 < int(given.shapes[rows, 2].min(initial=channels)) < channels:
+    channels, of_each = views.shift.shape[1], given.shapes[rows, 2]
+    most = int(of_each.max(initial=0))
+    if most > channels or 1 < int(of_each.min(initial=channels)) < channels:
         raise InputError(f"images of {most} channels do not fit a batch of {channels}: convert them first")
     layout = torch.channels_last if channels_last else torch.contiguous_format
     device = source.device if isinstance(source, Tensor) else torch.device("cpu")  # whatever torch's default is
     out = torch.empty((batch, channels, *size), dtype=torch.float32, device=device, memory_format=layout)
     compiled = _compiled() if kernel == "auto" and device.type == "cpu" and channels in (1, 3) else None
+    if compiled is not None:
+        _in_threads(compiled, given, rows, views, PADDINGS.index(padding_mode), out)
+        return out
     with torch.device(device):
-        if compiled is None:
-            _reference(given, rows, views, padding_mode, out)
-        else:
-            _in_threads(compiled, given, rows, views, PADDINGS.index(padding_mode), out)
+        _reference(given, rows, views, padding_mode, out)
     return out
 
 
@@ -152,7 +152,7 @@ class _Batch:
             raise InputError(f"a batch is uint8 or float32, (n, c, h, w), not {batch.dtype} of {tuple(batch.shape)}")
         self.batch = batch.detach()
         count, channels, height, width = batch.shape
-        self.shapes = np.tile(np.array([height, width, channels], np.int32), (count, 1))
+        self.shapes = np.full((count, 3), (height, width, channels), np.int32)
 
     def flat(self) -> tuple[npt.NDArray[Any], Tensor]:
         """Returns the batch's memory as one array, and the batch in it, copied if it repeats itself."""
@@ -165,8 +165,8 @@ class _Batch:
 
 def _shrinkage(maps: Floats) -> npt.NDArray[np.int64]:
     """Returns the sides of the blocks whose mean stands for a pixel, `(n, 2)`: how far apart pixels are read."""
-    apart = np.sqrt((maps[:, :, :2] ** 2).sum(axis=2))[:, ::-1]  # in rows, in columns
-    return np.asarray(np.maximum(1, np.floor(apart + 0.5)), np.int64)
+    apart = np.sqrt(maps[:, ::-1, 0] ** 2 + maps[:, ::-1, 1] ** 2)  # in rows, in columns
+    return np.maximum(1, np.floor(apart + 0.5)).astype(np.int64)
 
 
 # ---------------------------------------------------------------------- in tensor operations
@@ -252,7 +252,7 @@ def _in_threads(
     else:
         pixels, batch = source.flat()
         n, channel, row, column = batch.stride()
-        offsets, steps = rows * n, np.tile(np.array([row, column, channel], np.int64), (len(rows), 1))
+        offsets, steps = rows * n, np.full((len(rows), 3), (row, column, channel), np.int64)
     pixels.flags.writeable = False  # as it is in a memory map: for one type more the kernel would be compiled again
     blocks, strides = _shrinkage(views.maps), np.array(out.stride(), np.int64)
     flat = out.as_strided((out.numel(),), (1,)).numpy()
