@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from rows import write
+from rows import append
 
 RULES = ("SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "NAdam", "RAdam", "Adamax", "Lion")
 OPTIONS: dict[str, dict[str, float]] = {"SGD": {"momentum": 0.9}}
@@ -176,7 +176,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rules", nargs="+", default=list(RULES))
     parser.add_argument("--sets", nargs="+", default=list(SETS))
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="raw rows are added to it, as they come")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # set, rule, threads: in a process of its own
     options = parser.parse_args()
     if options.one:
@@ -184,7 +184,6 @@ def main() -> None:
         medians = measure(name, rule, int(threads), options.rounds)
         print(" ".join(f"{who.replace(' ', '_')}:{seconds}" for who, seconds in medians.items()))
         return
-    rows = []
     for threads in options.threads:
         for name in options.sets:
             print(f"\n{name}, {threads} thread{'s' * (threads > 1)}: ours, and how many times as long the others take")
@@ -204,22 +203,12 @@ def main() -> None:
                 pairs = (part.rpartition(":") for part in done.stdout.split())
                 medians = {who.replace("_", " "): float(seconds) for who, _, seconds in pairs}
                 print(told(rule, medians), flush=True)
-                rows += [
-                    {
-                        "set": name,
-                        "threads": threads,
-                        "rule": rule,
-                        "who": who,
-                        "seconds": seconds,
-                        "rounds": options.rounds,
-                    }
-                    for who, seconds in medians.items()
-                ]
+                for who, seconds in medians.items() if options.csv else ():
+                    row = {"set": name, "threads": threads, "rule": rule, "who": who, "seconds": seconds}
+                    append(options.csv, {**row, "rounds": options.rounds})
     for threads in options.threads:
         part, whole = share_of_a_training_step("AdamW", threads)
         print(f"\nAdamW in a training step of resnet20, batch 128, {threads} threads: {part:.2f} of {whole:.1f} ms")
-    if options.csv:
-        write(options.csv, rows)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_the_python_of_a_page_runs(name, tmp_path, monkeypatch):
 def test_the_pages_new_optimizer_steps():
     """AdaBelief, as CONTRIBUTING shows it, moves by about its rate at first."""
     names = {}
-    block, _ = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    block, *_ = _blocks(ROOT / "CONTRIBUTING.md", "python")
     exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     weight = torch.nn.Parameter(torch.zeros(2))
     optimizer = names["AdaBelief"]([weight], lr=0.1)
@@ -61,7 +61,7 @@ def test_the_pages_new_optimizer_steps():
 
 def test_the_pages_new_noise_keeps_the_contract():
     names = {}
-    _, block = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    _, block, _ = _blocks(ROOT / "CONTRIBUTING.md", "python")
     exec(compile(block, "CONTRIBUTING.md", "exec"), names)
     layer, x = names["GaussianNoise"](0.5), torch.zeros(4000, 3)
     with tw.regularize.keyed(layer, 7):
@@ -74,6 +74,16 @@ def test_the_pages_new_noise_keeps_the_contract():
     assert torch.equal(layer(x), x)
     with tw.regularize.sampling(layer):
         assert not torch.equal(layer(x), x)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_pages_new_pass_is_done_whole(threads):
+    before, names = torch.get_num_threads(), {}
+    *_, block = _blocks(ROOT / "CONTRIBUTING.md", "python")
+    torch.set_num_threads(threads)
+    exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    torch.set_num_threads(before)
+    assert (names["out"] == names["x"] ** 2).all()
 
 
 def test_the_readmes_recipe_is_one(tmp_path):
