@@ -36,6 +36,12 @@ def test_a_place_that_would_be_cut_to_a_whole_number_is_refused(part):
     assert "\n" not in str(caught.value)
 
 
+def test_rows_that_are_fractions_are_refused_and_none_are_none():
+    with pytest.raises(InputError, match="^rows are whole numbers, such as those of samples, not float64$"):
+        random.keys(1, [0.5, 1.0])
+    assert random.keys(1, []).shape == (0,)
+
+
 def test_keys_continue_a_place():
     assert random.keys(random.key(3, "x"), [0, 7]).tolist() == [random.key(3, "x", 0), random.key(3, "x", 7)]
 

@@ -1,6 +1,7 @@
 """`fit` where it is left open what a pretrained model is, and what of it is trained."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -118,6 +119,8 @@ def test_stage_takes_the_best_one_without_trials(data, late_is_blind, tmp_path):
     run = tw.fit(data, out=tmp_path / "run", pretrained=str(late_is_blind), transfer="stage", **TINY)
     assert _told(run)["cut"] in ({"before": "layer3", "dimensions": 32}, {"before": "layer2", "dimensions": 16})
     assert _told(run)["tried"] == []
+    with pytest.raises(InputError, match=f"stage of {re.escape(str(late_is_blind))}, which it left alone"):
+        tw.transfer.load_backbone(run.path, num_classes=4)
 
 
 def test_candidates_are_tried_on_what_they_were_not_trained_on(data, before, tmp_path, monkeypatch):

@@ -195,6 +195,10 @@ def _from_run(folder: Path) -> Found:
             f"{folder} was trained with a model of yours: put its weights into it yourself, by "
             "load_into(model, read_weights(…))"
         )
+    if backbone.get("cut"):
+        raise InputError(
+            f"{folder} is a last layer on an early stage of {backbone.get('source')}, which it left alone: give that"
+        )
     img_size = about.get("img_size")
     return Found(
         str(folder), str(about.get("name")), read_weights(folder / WEIGHTS),
