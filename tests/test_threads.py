@@ -87,6 +87,21 @@ def test_arrays_outlive_the_work_that_only_borrows_them():
     assert done.tolist() == list(range(2, 202, 2))
 
 
+@compiled
+def count_lengths(pair, word, start, stop):
+    for i in range(start, stop):
+        pair[0][i] += len(word)
+
+
+def test_what_is_no_array_outlives_the_work_too():
+    done, word = np.zeros(100), "x" * 1000
+    for many in (1, 2, 3):
+        before = sys.getrefcount(done), sys.getrefcount(word)
+        share(count_lengths, ((done,), word), 100, many)
+        assert (sys.getrefcount(done), sys.getrefcount(word)) == before
+    assert (done == 3000).all()
+
+
 if sys.platform == "linux":
     _C.gettid.restype, _C.gettid.argtypes = ctypes.c_int, []
     _C.sched_yield.restype, _C.sched_yield.argtypes = ctypes.c_int, []

@@ -65,6 +65,8 @@ def _without_counts(typing: Any, given: Any) -> Any:
                 array = context.make_array(kind)(context, builder, values[k])
                 array.meminfo = cgutils.get_null_value(array.meminfo.type)
                 values[k] = array._getvalue()
+            else:
+                context.nrt.incref(builder, kind, values[k])  # what is returned is counted once more, and given back
         return context.make_tuple(builder, given, values)
 
     return given(given), generate
