@@ -113,7 +113,9 @@ if sys.platform == "linux":
         for i in range(start, stop):
             who[i] = gettid()
             _add_one(arrived, 0)
-            while arrived[0] < 2:
+            for _ in range(10_000_000):  # seconds: with one thread alone the test fails, and does not hang
+                if arrived[0] >= 2:
+                    break
                 sched_yield()
 
 

@@ -2,7 +2,8 @@
 
 A compiled function forks into the OpenMP threads that torch's operations run in, which are awake between them, and
 joins them again. The interpreter sees one call: between 1 and 2 threads lie microseconds, and 64 do not queue for its
-lock. Numba's own threading layers die in a forked child and when several threads call at once; this one does neither.
+lock. Of numba's own threading layers some die in a forked child, others when several threads call at once; through
+`trainwell.threads.share` this one does neither.
 """
 
 from typing import Any
@@ -30,7 +31,8 @@ def fork_join(team: Any, start: int, stop: int, work: Any, given: Any) -> None:
         given: a tuple of its other arguments.
 
     Raises:
-        MemoryError: `work` raised something: compiled code raises nothing else.
+        MemoryError: `work` failed in one of several threads, which for want of memory alone ours can; alone it raises
+            what it raises.
     """
     threads, given = min(team[2], stop - start), _borrowed(given)
     if threads > 1:
@@ -146,7 +148,7 @@ def _calling_in_team(typing: Any, team: Any, threads: Any, body: Any, given: Any
             ],
         )
         with cgutils.if_unlikely(builder, builder.icmp_unsigned("!=", builder.load(failed), ir.Constant(word, 0))):
-            convention.return_user_exc(builder, MemoryError, ("out of memory, in a thread",))
+            convention.return_user_exc(builder, MemoryError, ("failed in a thread: with one, see why",))
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, body, given), generate

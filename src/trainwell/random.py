@@ -74,13 +74,13 @@ def keys(base: int, rows: npt.ArrayLike) -> npt.NDArray[np.uint64]:
     """Returns one key a row under the key `base`: `keys(key(seed, "augment", epoch), sample_numbers)`.
 
     Raises:
-        InputError: rows are fractions, which would be cut off.
+        InputError: rows are no whole numbers: fractions would be cut off.
 
     >>> int(keys(key(7), [5])[0]) == key(7, 5)
     True
     """
     rows = np.asarray(rows)
-    if rows.dtype.kind in "fc" and rows.size:
+    if rows.dtype.kind not in "iub" and rows.size:
         raise InputError(f"rows are whole numbers, such as those of samples, not {rows.dtype}")
     return splitmix64(rows.astype(np.uint64) ^ np.uint64(base))
 

@@ -125,15 +125,18 @@ def _passes(scaled: Callable[..., Any]) -> dict[str, Callable[..., None]]:
             map_tile(source[at:end], out[at:end], kept[i, first:last], scale, nothing)
             at = end
 
-    return {made.__name__: _in_threads(made) for made in (units, units_channels_last, maps, maps_channels_last)}
+    parts = units, units_channels_last, maps, maps_channels_last
+    return {part.__name__: _in_threads(part, scaled.__name__) for part in parts}
 
 
-def _in_threads(part: Callable[..., None]) -> Callable[..., None]:
+def _in_threads(part: Callable[..., None], way: str) -> Callable[..., None]:
     part = register_jitable(part)
 
     def run(team: Any, start: int, stop: int, *given: Any) -> None:
         fork_join(team, start, stop, part, given)
 
+    # By that name numba keeps it: of two of one name that two processes compile at once it may take one for the other.
+    run.__qualname__ = f"{part.__name__}.{way}"
     return jit.compiled(run)
 
 

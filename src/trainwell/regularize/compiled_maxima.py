@@ -20,6 +20,7 @@ def _take_larger(numbers: Any, places: Any, best: Any, best_places: Any) -> None
         best_places[k] = places[k] if larger else best_places[k]
 
 
+@register_jitable
 def _find(x: Any, rows: Any, columns: Any, more: int, best: Any, places: Any, start: int, stop: int) -> None:
     """Writes the maxima over regions, and at which of the `h * w` places each is, of images from `start` to `stop`.
 
@@ -44,6 +45,7 @@ def _find(x: Any, rows: Any, columns: Any, more: int, best: Any, places: Any, st
                     _take_larger(line[begin:end], line_places[begin:end], best[n, i, j], places[n, i, j])
 
 
+@register_jitable
 def _add_at(g: Any, places: Any, total: Any, start: int, stop: int) -> None:
     """Adds what belongs to the maxima at their places, to `(n, h * w, c)`."""
     for n in range(start, stop):
@@ -53,15 +55,12 @@ def _add_at(g: Any, places: Any, total: Any, start: int, stop: int) -> None:
                     total[n, places[n, i, j, k], k] += g[n, i, j, k]
 
 
-_find_in, _add_in = register_jitable(_find), register_jitable(_add_at)
-
-
 def _find_in_threads(team: Any, start: int, stop: int, *given: Any) -> None:
-    fork_join(team, start, stop, _find_in, given)
+    fork_join(team, start, stop, _find, given)
 
 
 def _add_in_threads(team: Any, start: int, stop: int, *given: Any) -> None:
-    fork_join(team, start, stop, _add_in, given)
+    fork_join(team, start, stop, _add_at, given)
 
 
 find, add_at = jit.compiled(_find_in_threads), jit.compiled(_add_in_threads)

@@ -7,8 +7,10 @@ plain ones: calls from several threads at once, and in a forked child, are safe.
 """
 
 import functools
+import hashlib
 import threading
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,11 +105,19 @@ def source(program: Program, dtype: torch.dtype) -> str:
     body += [f"a{names.index(name)}[j] = w{k}" for k, (name, _) in enumerate(results)]
     arrays = [f"a{k} = carray(pointer(addresses[{k}, i] + starts[c]), n)" for k in range(len(names))]
     return _TEMPLATE.format(
+        called=_called(),
         type="float64" if dtype == torch.float64 else "float32",
         arrays="\n            ".join(arrays),
         numbers="\n            ".join(f"n{k} = numbers[row, {k}]" for k in range(count)),
         body="\n                ".join(body),
     )
+
+
+@functools.cache
+def _called() -> str:
+    """Returns a hash of our files whose code is compiled into a kernel: a change of them is a change of its text."""
+    ground = Path(__file__).parents[2]
+    return hashlib.sha256(b"".join((ground / name).read_bytes() for name in ("fork_join.py", "threads.py"))).hexdigest()
 
 
 _EXPRESSIONS = expressions(
@@ -122,6 +132,7 @@ _EXPRESSIONS = expressions(
 # `carray` from the chunk's start, and a loop from 0: a loop from an offset is four times slower. The flags leave out
 # `nnan` and `ninf`, with which NaN would not stay NaN.
 _TEMPLATE = """\
+# compiled with what has the hash {called}
 import numpy as np
 from numba import carray, njit, types
 from numba.extending import intrinsic, register_jitable
